@@ -1,1 +1,7 @@
-"""Slot attention as a fixed point."""
+"""Slot attention as a fixed point: implicit gradients, projection-free steps, and SLATE around them."""
+
+from fastslots.slot_attention import SlotAttention
+from fastslots.slot_init import SlotInit
+from fastslots_kernels import resolve_backend
+
+__all__ = ["SlotAttention", "SlotInit", "resolve_backend"]

@@ -1,0 +1,100 @@
+"""The initial guess of slot attention."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("gaussian", "learned")
+_log = logging.getLogger("fastslots")
+
+
+class SlotInit(nn.Module):
+    """Draws the initial slots.
+
+    Args:
+        num_slots: The usual number of slots.
+        slot_size: Width of the slots, D.
+        kind: ``"gaussian"``: slots drawn from one learned Gaussian, whose mean `slot_mu` and log standard
+            deviation `slot_log_sigma`, ``[1, 1, D]``, all slots share (Locatello et al. 2020, SLATE).
+            ``"learned"``: one learned query per slot, `slot_queries` ``[1, num_slots, D]`` (BO-QSA).
+
+    Raises:
+        ValueError: If `kind` is neither, or a size is not positive.
+    """
+
+    def __init__(self, num_slots: int, slot_size: int, kind: str = "gaussian") -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}; got {kind!r}")
+        for name, value in (("num_slots", num_slots), ("slot_size", slot_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        self.num_slots, self.slot_size, self.kind = num_slots, slot_size, kind
+        if kind == "gaussian":
+            self.slot_mu = nn.Parameter(torch.empty(1, 1, slot_size))
+            self.slot_log_sigma = nn.Parameter(torch.empty(1, 1, slot_size))
+        else:
+            self.slot_queries = nn.Parameter(torch.empty(1, num_slots, slot_size))
+        for parameter in self.parameters():
+            nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self,
+        batch_size: int,
+        num_slots: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Initial slots, ``[batch_size, num_slots, slot_size]``, in the parameters' dtype and device.
+
+        Args:
+            batch_size: B, at least 0.
+            num_slots: Default: the module's. Learned queries exist for that number alone.
+            generator: Source of the noise, on the parameters' device. Default: the global one.
+
+        Raises:
+            ValueError: If a number breaks its rule.
+        """
+        num_slots = self.num_slots if num_slots is None else num_slots
+        if batch_size < 0:
+            raise ValueError(f"batch_size must be at least 0; got {batch_size}")
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be at least 1; got {num_slots}")
+        if self.kind == "learned":
+            if num_slots != self.num_slots:
+                raise ValueError(
+                    f"num_slots must be {self.num_slots}, the number of learned queries; got {num_slots}"
+                )
+            return self.slot_queries.expand(batch_size, -1, -1)
+        noise = torch.randn(
+            (batch_size, num_slots, self.slot_size),
+            generator=generator,
+            dtype=self.slot_mu.dtype,
+            device=self.slot_mu.device,
+        )
+        return self.slot_mu + self.slot_log_sigma.exp() * noise
+
+    def freeze(self) -> None:
+        """Stops the parameters from learning, and says so once per process.
+
+        For models in which no gradient reaches the initial slots: an implicit gradient without
+        ``init_gradient="straight-through"``. Unfrozen, they would only confuse optimisers and DDP.
+        """
+        self.requires_grad_(False)
+        _say_frozen(self.kind)
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``print(module)``."""
+        return f"{self.num_slots}, {self.slot_size}, kind={self.kind!r}"
+
+
+@functools.cache
+def _say_frozen(kind: str) -> None:
+    _log.warning(
+        "the %s initial slots are frozen at their initial values: an implicit gradient does not reach "
+        'them (init_gradient="straight-through" or gradient="unrolled" would)',
+        kind,
+    )

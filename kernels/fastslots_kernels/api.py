@@ -1,0 +1,168 @@
+"""The public function: check, prepare, iterate, differentiate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastslots_kernels.backends import make_step
+from fastslots_kernels.fixed_point import iterate, neumann_step, unroll
+from fastslots_kernels.weights import SlotAttentionWeights
+
+GRADIENTS = ("unrolled", "neumann")
+INIT_GRADIENTS = ("none", "straight-through")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def slot_attention(
+    inputs: Tensor,
+    slots: Tensor,
+    weights: SlotAttentionWeights,
+    *,
+    num_iterations: int,
+    num_heads: int = 1,
+    epsilon: float = 1e-8,
+    mask: Tensor | None = None,
+    gradient: str = "neumann",
+    neumann_terms: int = 1,
+    init_gradient: str = "none",
+    tolerance: float | None = None,
+    return_attn: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Refines slots by slot attention, differentiated as a fixed point or through all iterations.
+
+    With ``gradient="neumann"``, `num_iterations` steps run without a graph and one more, tracked, starts
+    from their detached result (Figure 2: ``num_iterations + 1`` steps in all). With ``"unrolled"`` there
+    are `num_iterations` tracked steps. Memory kept for the backward is that of one step in the first case.
+
+    Args:
+        inputs: Raw inputs, ``[B, N, C]``; float16, bfloat16, float32 or float64.
+        slots: The initial guess, ``[B, K, D]``, dtype and device of ``inputs``. (Under autocast either
+            may be float32 while the other has autocast's dtype.)
+        weights: Of one step; dtype and device of ``slots``.
+        num_iterations: At least 1 if unrolled, else at least 0.
+        num_heads: H, which divides D. The softmax runs over heads and slots together.
+        epsilon: Added to the softmax before it is divided by its sum over inputs (dimensionless).
+        mask: True where an input is valid, ``[B, N]`` bool. Default: all are. A masked input may hold
+            anything, NaN included: its attention and its gradient are exactly 0.
+        gradient: ``"neumann"`` or ``"unrolled"``.
+        neumann_terms: k in ``Σ_{i<k} (Jᵀ)ⁱ g``, all at the same fixed point; 1 is the paper's method.
+        init_gradient: ``"straight-through"`` passes the tracked step's gradient on to ``slots``
+            (BO-QSA); with ``"none"`` they get none from an implicit gradient.
+        tolerance: Stop before `num_iterations` once every image's relative residual
+            ``‖f(s) - s‖ / ‖f(s)‖`` is below it. Costs a host synchronisation per iteration.
+        return_attn: Whether to return the attention.
+        backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``.
+
+    Returns:
+        The slots, ``[B, K, D]``; the attention ``[B, N, K]`` of the last step or None: the softmax, summed
+        over heads, before epsilon and before the division by its sum over inputs; and the number of
+        iterations used, an int64 scalar (the tracked step after them not counted).
+
+    Raises:
+        ValueError: If an argument breaks a rule above, naming it, the rule and the value.
+        TypeError: If an argument has the wrong type.
+        RuntimeError: If a backend asked for by name cannot run here.
+
+    Source:
+        Locatello et al. 2020, Algorithm 1; Chang et al. 2022, Figure 2 and Equation 3.
+    """
+    _check_tensors(inputs, slots, weights, mask)
+    if slots.shape[2] % num_heads or num_heads < 1:
+        raise ValueError(f"num_heads must divide the slot width {slots.shape[2]}; got {num_heads}")
+    check_options(num_iterations, gradient, neumann_terms, init_gradient, tolerance, epsilon)
+
+    step = make_step(backend, inputs, weights, num_heads=num_heads, epsilon=epsilon, mask=mask)
+    if gradient == "unrolled":
+        new, attn, used = unroll(step, slots, num_iterations, tolerance, return_attn=return_attn)
+    else:
+        found, used = iterate(step, slots, num_iterations, tolerance)
+        init = slots if init_gradient == "straight-through" else None
+        new, attn = neumann_step(step, found, init, neumann_terms, return_attn=return_attn)
+    return new, attn, torch.full((), used, dtype=torch.int64, device=inputs.device)
+
+
+def check_options(
+    num_iterations: int,
+    gradient: str,
+    neumann_terms: int,
+    init_gradient: str,
+    tolerance: float | None,
+    epsilon: float,
+) -> None:
+    """Raises ValueError or TypeError if options of `slot_attention` break its rules."""
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient must be one of {GRADIENTS}; got {gradient!r}")
+    if init_gradient not in INIT_GRADIENTS:
+        raise ValueError(f"init_gradient must be one of {INIT_GRADIENTS}; got {init_gradient!r}")
+    least = 1 if gradient == "unrolled" else 0
+    _check_count("num_iterations", num_iterations, least, f" with gradient={gradient!r}")
+    _check_count("neumann_terms", neumann_terms, 1)
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance must be None or positive; got {tolerance}")
+    if not epsilon >= 0:
+        raise ValueError(f"epsilon must be at least 0; got {epsilon}")
+
+
+def _check_count(name: str, value: int, least: int, when: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}{when}; got {value}")
+
+
+def _check_tensors(
+    inputs: Tensor, slots: Tensor, weights: SlotAttentionWeights, mask: Tensor | None
+) -> None:
+    for name, tensor, letters in (("inputs", inputs, "B, N, C"), ("slots", slots, "B, K, D")):
+        if tensor.ndim != 3:
+            raise ValueError(f"{name} must have shape [{letters}]; got {list(tensor.shape)}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(
+                f"{name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}"
+            )
+    weights.check()
+    if inputs.shape[2] != weights.input_size:
+        raise ValueError(
+            f"inputs must have width {weights.input_size}, that of the weights; got {inputs.shape[2]}"
+        )
+    if slots.shape[2] != weights.slot_size:
+        raise ValueError(
+            f"slots must have width {weights.slot_size}, that of the weights; got {slots.shape[2]}"
+        )
+    if slots.shape[0] != inputs.shape[0]:
+        raise ValueError(
+            f"slots must have the batch size of inputs, {inputs.shape[0]}; got {slots.shape[0]}"
+        )
+    if slots.shape[1] < 1:
+        raise ValueError("slots must hold at least one slot; got 0")
+    _check_match("slots", slots, "inputs", inputs)
+    _check_match("weights", weights.project_q, "slots", slots)
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor; got {mask.dtype}")
+    if mask.shape != inputs.shape[:2]:
+        raise ValueError(f"mask must have shape {list(inputs.shape[:2])}; got {list(mask.shape)}")
+    if mask.device != inputs.device:
+        raise ValueError(
+            f"mask must be on the device of inputs, {inputs.device}; got {mask.device}"
+        )
+
+
+def _check_match(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name}, {other.device}; got {tensor.device}"
+        )
+    mixed = {tensor.dtype, other.dtype}
+    device = tensor.device.type
+    if len(mixed) == 1 or (
+        torch.is_autocast_enabled(device)
+        and mixed <= {torch.float32, torch.get_autocast_dtype(device)}
+    ):
+        return
+    raise ValueError(
+        f"{name} must have the dtype of {other_name}, {other.dtype}; got {tensor.dtype}"
+    )

@@ -1,0 +1,74 @@
+"""Slot attention as a fixed point: how it is found, and how it is differentiated.
+
+Source: Chang, Griffiths & Levine 2022, "Object Representations as Fixed Points", Figure 2 and Equation 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastslots_kernels.backends import Step
+
+
+def unroll(
+    step: Step, slots: Tensor, num_iterations: int, tolerance: float | None, *, return_attn: bool
+) -> tuple[Tensor, Tensor | None, int]:
+    """Vanilla slot attention: ``num_iterations >= 1`` steps, tracked if grad mode is on."""
+    attn = None
+    for used in range(1, num_iterations + 1):
+        previous = slots
+        # A tolerance may end the loop after any step, so that each might be the one whose attn is returned.
+        last = used == num_iterations or tolerance is not None
+        slots, attn = step(slots, return_attn=return_attn and last)
+        if tolerance is not None and _converged(slots, previous, tolerance):
+            break
+    return slots, attn, used
+
+
+@torch.no_grad()
+def iterate(
+    step: Step, slots: Tensor, num_iterations: int, tolerance: float | None
+) -> tuple[Tensor, int]:
+    """Looks for the fixed point with at most ``num_iterations`` steps without a graph."""
+    if num_iterations == 0:
+        return slots.detach(), 0
+    found, _, used = unroll(step, slots.detach(), num_iterations, tolerance, return_attn=False)
+    return found, used
+
+
+def neumann_step(
+    step: Step, fixed_point: Tensor, init: Tensor | None, num_terms: int, *, return_attn: bool
+) -> tuple[Tensor, Tensor | None]:
+    """One step from ``fixed_point`` whose gradient is the implicit one, truncated.
+
+    With J the step's Jacobian at the fixed point and g the gradient of its output, weights and inputs
+    receive ``Σ_{i < num_terms} (Jᵀ)ⁱ g`` through one step: Equation 3. One term is the paper's method.
+
+    Every step of the chain starts from the same value: ``z - z.detach()`` is exactly zero and only
+    carries the gradient. That makes all terms Jacobians at the fixed point itself, and lets autograd, or
+    torch.compile, do the rest.
+
+    Args:
+        step: The slot-attention step.
+        fixed_point: Detached slots, ``[B, K, D]``.
+        init: The initial slots, which then receive ``Jᵀ`` of that sum (BO-QSA's straight-through
+            estimator); None: they receive nothing.
+        num_terms: At least 1.
+        return_attn: Whether to return the attention.
+    """
+    start = fixed_point
+    if init is not None:
+        start = start + (init - init.detach())
+    slots, attn = step(start, return_attn=return_attn)
+    for _ in range(num_terms - 1):
+        # The gradient of attn takes the same path as that of the slots: both leave the last step.
+        slots, attn = step(start + (slots - slots.detach()), return_attn=return_attn)
+    return slots, attn
+
+
+@torch.no_grad()
+def _converged(slots: Tensor, previous: Tensor, tolerance: float) -> bool:
+    """Whether every image's relative residual ``‖f(s) - s‖ / ‖f(s)‖`` is below the tolerance."""
+    change = torch.linalg.vector_norm((slots - previous).flatten(1), dim=1)
+    return bool((change < tolerance * torch.linalg.vector_norm(slots.flatten(1), dim=1)).all())

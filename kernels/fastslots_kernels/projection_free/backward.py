@@ -1,0 +1,250 @@
+"""The gradient of one step, everything but its arguments computed again (see kernels/README.md).
+
+Names: ``d_x`` is the gradient of the loss with respect to ``x``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastslots_kernels.projection_free.forward import (
+    Maps,
+    Normalized,
+    SlotKeys,
+    add_epsilon,
+    attend,
+    compute_dtype,
+    from_virtual_slots,
+    merge_heads,
+    normalize,
+    per_head,
+    project_values,
+    slot_keys,
+    split_heads,
+    tile_bmm,
+    to_virtual_slots,
+    weighted_mean,
+)
+from fastslots_kernels.weights import SlotAttentionWeights
+
+_Grads = dict[str, Tensor]  # by the field names of SlotAttentionWeights
+
+
+def step_backward(
+    inputs: Tensor,
+    slots: Tensor,
+    weights: SlotAttentionWeights,
+    d_new: Tensor | None,
+    d_attn: Tensor | None,
+    *,
+    mask: Tensor | None,
+    num_heads: int,
+    epsilon: float,
+    tile_dtype: torch.dtype,
+    need_inputs: bool,
+) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    """Gradients of the inputs (None if not needed), the slots and the weights, in their dtypes.
+
+    Args:
+        inputs: ``[B, N, C]``.
+        slots: The slots that entered the step, ``[B, K, D]``.
+        weights: Of the step.
+        d_new: Of the new slots, ``[B, K, D]``, or None for zero.
+        d_attn: Of the softmax, ``[B, H K, N]``, or None for zero.
+        mask: As in `fastslots_kernels.slot_attention`.
+        num_heads: H.
+        epsilon: As in the forward.
+        tile_dtype: Dtype of products with the inputs, as in the forward.
+        need_inputs: Whether the inputs need a gradient.
+    """
+    w = weights.to(compute_dtype(inputs))
+    grads: _Grads = {}
+    x = normalize(inputs, mask, w.norm_inputs_eps, tile_dtype)
+    keys = slot_keys(slots.to(w.dtype), w, num_heads)
+    maps = attend(x.values, keys.m, keys.c, mask, epsilon)
+
+    d_slots, d_sums, d_total = None, None, None
+    if d_new is not None:
+        d_slots, d_sums, d_total = _update_backward(
+            slots.to(w.dtype), maps, w, num_heads, d_new.to(w.dtype), grads
+        )
+    d_inputs, d_m, d_c = _attend_backward(
+        inputs, x, maps, keys.m, mask, epsilon, d_attn, d_sums, d_total, need_inputs
+    )
+    d_from_keys = _keys_backward(slots.to(w.dtype), keys, w, num_heads, d_m, d_c, grads)
+    d_slots = d_from_keys if d_slots is None else d_slots + d_from_keys
+
+    tensors = weights.named_tensors()
+    d_weights = [
+        grads[name].to(value.dtype) if name in grads else torch.zeros_like(value)
+        for name, value in tensors.items()
+    ]
+    return d_inputs, d_slots.view_as(slots).to(slots.dtype), d_weights
+
+
+def _attend_backward(
+    inputs: Tensor,
+    x: Normalized,
+    maps: Maps,
+    m: Tensor,
+    mask: Tensor | None,
+    epsilon: float,
+    d_attn: Tensor | None,
+    d_sums: Tensor | None,
+    d_total: Tensor | None,
+    need_inputs: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of the inputs, of ``m`` and of ``c``."""
+    values, attn = x.values, maps.attn
+    if d_sums is None or d_total is None:
+        d_weights = torch.zeros_like(attn)
+    else:
+        d_weights = tile_bmm(d_sums, values.mT) + d_total.unsqueeze(-1)
+    if d_attn is not None:
+        d_weights = d_weights + d_attn
+    # attn is 0 at masked inputs, and so is everything that follows from it.
+    d_logits = attn * (d_weights - (d_weights * attn).sum(1, keepdim=True))
+
+    d_inputs = None
+    if need_inputs:
+        # d x̃ = Aᵀ dU + dLᵀ m, as one product over 2 H K.
+        left, right = d_logits, m
+        if d_sums is not None:
+            left = torch.cat([add_epsilon(attn, mask, epsilon), d_logits], dim=1)
+            right = torch.cat([d_sums, m], dim=1)
+        d_values = torch.bmm(left.to(values.dtype).mT, right.to(values.dtype)).to(inputs.dtype)
+        d_inputs, _, _ = _norm_backward(d_values, inputs, x.mean, x.rstd, None, None)
+        if mask is not None:
+            d_inputs = d_inputs.masked_fill(~mask.unsqueeze(-1), 0)
+    return d_inputs, tile_bmm(d_logits, values), d_logits.sum(-1)
+
+
+class _Gates(NamedTuple):
+    """A GRU step with its intermediate values, all ``[B K, D]``."""
+
+    reset: Tensor
+    keep: Tensor
+    new: Tensor
+    from_hidden: Tensor  # what the reset gate multiplies
+    output: Tensor
+
+
+def _gru(updates: Tensor, slots: Tensor, w: SlotAttentionWeights) -> _Gates:
+    """`torch.gru_cell`, written out."""
+    r_in, z_in, n_in = F.linear(updates, w.gru_weight_ih, w.gru_bias_ih).chunk(3, dim=1)
+    r_hid, z_hid, n_hid = F.linear(slots, w.gru_weight_hh, w.gru_bias_hh).chunk(3, dim=1)
+    reset, keep = torch.sigmoid(r_in + r_hid), torch.sigmoid(z_in + z_hid)
+    new = torch.tanh(n_in + reset * n_hid)
+    return _Gates(reset, keep, new, n_hid, new + keep * (slots - new))
+
+
+def _update_backward(
+    slots: Tensor, maps: Maps, w: SlotAttentionWeights, num_heads: int, d_new: Tensor, grads: _Grads
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the old slots ``[B K, D]``, of ``U`` and of ``Z``; adds those of the weights."""
+    d = slots.shape[-1]
+    slots, d_new = slots.reshape(-1, d), d_new.reshape(-1, d)
+    averaged, mean, divisor = weighted_mean(maps.sums, maps.total, w)
+    updates = project_values(averaged, w, num_heads)
+    gates = _gru(updates, slots, w)
+    normed, norm_mean, norm_rstd = torch.native_layer_norm(
+        gates.output, (d,), w.norm_mlp_weight, w.norm_mlp_bias, w.norm_mlp_eps
+    )
+    hidden = F.relu(F.linear(normed, w.mlp_0_weight, w.mlp_0_bias))
+
+    d_hidden = (d_new @ w.mlp_2_weight) * (hidden > 0)
+    grads["mlp_2_weight"], grads["mlp_2_bias"] = d_new.T @ hidden, d_new.sum(0)
+    grads["mlp_0_weight"], grads["mlp_0_bias"] = d_hidden.T @ normed, d_hidden.sum(0)
+    d_output, grads["norm_mlp_weight"], grads["norm_mlp_bias"] = _norm_backward(
+        d_hidden @ w.mlp_0_weight,
+        gates.output,
+        norm_mean,
+        norm_rstd,
+        w.norm_mlp_weight,
+        w.norm_mlp_bias,
+    )
+    d_updates, d_slots = _gru_backward(updates, slots, gates, w, d_output + d_new, grads)
+
+    d_by_head = split_heads(d_updates, num_heads)
+    by_head = from_virtual_slots(averaged, num_heads)
+    grads["project_v"] = torch.bmm(d_by_head.mT, by_head).view_as(w.project_v)
+    d_averaged = torch.bmm(d_by_head, per_head(w.project_v, num_heads))
+    d_averaged = to_virtual_slots(d_averaged, maps.total.shape[0]) * (maps.total > 0).unsqueeze(-1)
+    grads["norm_inputs_weight"] = (d_averaged * mean).sum((0, 1))
+    grads["norm_inputs_bias"] = d_averaged.sum((0, 1))
+    d_sums = d_averaged * w.norm_inputs_weight / divisor
+    return d_slots, d_sums, -(d_sums * mean).sum(-1)
+
+
+def _gru_backward(
+    updates: Tensor,
+    slots: Tensor,
+    gates: _Gates,
+    w: SlotAttentionWeights,
+    d_output: Tensor,
+    grads: _Grads,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the updates and of the old slots, ``[B K, D]``; adds those of the weights."""
+    reset, keep, new, from_hidden, _ = gates
+    d_new = d_output * (1 - keep) * (1 - new * new)
+    d_keep = d_output * (slots - new) * keep * (1 - keep)
+    d_reset = d_new * from_hidden * reset * (1 - reset)
+    d_input_gates = torch.cat([d_reset, d_keep, d_new], dim=1)
+    d_hidden_gates = torch.cat([d_reset, d_keep, d_new * reset], dim=1)
+    grads["gru_weight_ih"], grads["gru_bias_ih"] = d_input_gates.T @ updates, d_input_gates.sum(0)
+    grads["gru_weight_hh"], grads["gru_bias_hh"] = d_hidden_gates.T @ slots, d_hidden_gates.sum(0)
+    return d_input_gates @ w.gru_weight_ih, d_output * keep + d_hidden_gates @ w.gru_weight_hh
+
+
+def _keys_backward(
+    slots: Tensor,
+    keys: SlotKeys,
+    w: SlotAttentionWeights,
+    num_heads: int,
+    d_m: Tensor,
+    d_c: Tensor,
+    grads: _Grads,
+) -> Tensor:
+    """Gradient of the slots ``[B K, D]`` through the logits; adds those of the weights."""
+    d = slots.shape[-1]
+    _add(grads, "norm_inputs_weight", (d_m * keys.unscaled).sum((0, 1)))
+    _add(grads, "norm_inputs_bias", (d_c.unsqueeze(-1) * keys.unscaled).sum((0, 1)))
+    d_unscaled = d_m * w.norm_inputs_weight + d_c.unsqueeze(-1) * w.norm_inputs_bias
+    d_by_head = from_virtual_slots(d_unscaled, num_heads)
+    grads["project_k"] = torch.bmm(keys.q.mT, d_by_head).view_as(w.project_k)
+    d_q = merge_heads(torch.bmm(d_by_head, per_head(w.project_k, num_heads).mT))
+    d_q = d_q * (d // num_heads) ** -0.5
+    grads["project_q"] = d_q.T @ keys.normed
+    d_slots, grads["norm_slots_weight"], grads["norm_slots_bias"] = _norm_backward(
+        d_q @ w.project_q,
+        slots.reshape(-1, d),
+        keys.mean,
+        keys.rstd,
+        w.norm_slots_weight,
+        w.norm_slots_bias,
+    )
+    return d_slots
+
+
+def _norm_backward(
+    d_out: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a LayerNorm's input, scale and shift; the last two only of an affine one."""
+    wanted = [True, weight is not None, bias is not None]
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
+        d_out, x, x.shape[-1:], mean, rstd, weight, bias, wanted
+    )
+    return grads
+
+
+def _add(grads: _Grads, name: str, value: Tensor) -> None:
+    grads[name] = grads[name] + value if name in grads else value

@@ -1,0 +1,84 @@
+"""One slot-attention step the usual way: the oracle of every other backend.
+
+The structure of the paper's Figure 2 with the step of the public SLATE code: `k` is scaled by
+``(slot_size / num_heads) ** -0.5``, the softmax runs over heads and slots together, and epsilon is added
+to the softmax in numerator and denominator. (Figure 2 prints epsilon in the denominator alone.)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastslots_kernels.weights import SlotAttentionWeights
+
+
+class ReferenceStep:
+    """Keys and values made once, then steps in eager PyTorch under the caller's grad mode.
+
+    Arguments as in `fastslots_kernels.slot_attention`, already checked.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        weights: SlotAttentionWeights,
+        *,
+        num_heads: int,
+        epsilon: float,
+        mask: Tensor | None,
+    ) -> None:
+        self.weights, self.num_heads, self.epsilon = weights, num_heads, epsilon
+        self.valid = None if mask is None else mask[:, None, :, None]  # [B, 1, N, 1]
+        if mask is not None:
+            inputs = inputs.masked_fill(~mask[..., None], 0)
+        w = weights
+        x = F.layer_norm(
+            inputs, (w.input_size,), w.norm_inputs_weight, w.norm_inputs_bias, w.norm_inputs_eps
+        )
+        self.k = self._heads(F.linear(x, w.project_k)) * (w.slot_size // num_heads) ** -0.5
+        self.v = self._heads(F.linear(x, w.project_v))
+
+    def __call__(self, slots: Tensor, *, return_attn: bool) -> tuple[Tensor, Tensor | None]:
+        """``[B, K, D]`` slots to the next ones, and the softmax ``[B, N, K]`` summed over heads."""
+        w = self.weights
+        b, num_slots, d = slots.shape
+        q = F.linear(
+            _norm(slots, w.norm_slots_weight, w.norm_slots_bias, w.norm_slots_eps), w.project_q
+        )
+        logits = self.k @ self._heads(q).transpose(-1, -2)  # [B, H, N, K]
+        joint = logits.transpose(1, 2).flatten(2)  # [B, N, H K]
+        attn = F.softmax(joint, dim=-1).view(b, -1, self.num_heads, num_slots).transpose(1, 2)
+        if self.valid is not None:
+            attn = attn.masked_fill(~self.valid, 0)
+
+        weighted = attn + self.epsilon
+        if self.valid is not None:
+            weighted = weighted.masked_fill(~self.valid, 0)
+        total = weighted.sum(dim=-2, keepdim=True)
+        # Only an image without a valid input sums to 0: its updates are 0, not 0 / 0.
+        weighted = weighted / torch.where(total > 0, total, 1)
+        updates = (weighted.transpose(-1, -2) @ self.v).transpose(1, 2).reshape(b * num_slots, d)
+
+        slots = torch.gru_cell(
+            updates.to(slots.dtype),
+            slots.reshape(b * num_slots, d),
+            w.gru_weight_ih,
+            w.gru_weight_hh,
+            w.gru_bias_ih,
+            w.gru_bias_hh,
+        ).view(b, num_slots, d)
+        hidden = _norm(slots, w.norm_mlp_weight, w.norm_mlp_bias, w.norm_mlp_eps)
+        hidden = F.relu(F.linear(hidden, w.mlp_0_weight, w.mlp_0_bias))
+        slots = slots + F.linear(hidden, w.mlp_2_weight, w.mlp_2_bias)
+        return slots, attn.sum(1) if return_attn else None
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """``[B, n, H d]`` to ``[B, H, n, d]``."""
+        b, n, d = x.shape
+        return x.view(b, n, self.num_heads, d // self.num_heads).transpose(1, 2)
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
