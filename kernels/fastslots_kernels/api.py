@@ -69,7 +69,7 @@ def slot_attention(
         Locatello et al. 2020, Algorithm 1; Chang et al. 2022, Figure 2 and Equation 3.
     """
     _check_tensors(inputs, slots, weights, mask)
-    if slots.shape[2] % num_heads or num_heads < 1:
+    if num_heads < 1 or slots.shape[2] % num_heads:
         raise ValueError(f"num_heads must divide the slot width {slots.shape[2]}; got {num_heads}")
     check_options(num_iterations, gradient, neumann_terms, init_gradient, tolerance, epsilon)
 

@@ -43,13 +43,13 @@ class ReferenceStep:
     def __call__(self, slots: Tensor, *, return_attn: bool) -> tuple[Tensor, Tensor | None]:
         """``[B, K, D]`` slots to the next ones, and the softmax ``[B, N, K]`` summed over heads."""
         w = self.weights
-        b, num_slots, d = slots.shape
+        (b, num_slots, d), n = slots.shape, self.k.shape[2]
         q = F.linear(
             _norm(slots, w.norm_slots_weight, w.norm_slots_bias, w.norm_slots_eps), w.project_q
         )
         logits = self.k @ self._heads(q).transpose(-1, -2)  # [B, H, N, K]
         joint = logits.transpose(1, 2).flatten(2)  # [B, N, H K]
-        attn = F.softmax(joint, dim=-1).view(b, -1, self.num_heads, num_slots).transpose(1, 2)
+        attn = F.softmax(joint, dim=-1).view(b, n, self.num_heads, num_slots).transpose(1, 2)
         if self.valid is not None:
             attn = attn.masked_fill(~self.valid, 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -110,9 +110,9 @@ class SlotAttentionWeights:
         cls, tensors: Iterable[Tensor], norm_eps: tuple[float, float, float]
     ) -> SlotAttentionWeights:
         """The inverse of `named_tensors` and `norm_eps`: tensors in the order of the fields."""
-        names = [field.name for field in fields(cls)]
-        values: dict[str, Any] = dict(zip(names, (*tensors, *norm_eps), strict=True))
-        return cls(**values)
+        values: dict[str, Any] = dict(zip(_TENSORS, tensors, strict=True))
+        inputs, slots, mlp = norm_eps
+        return cls(**values, norm_inputs_eps=inputs, norm_slots_eps=slots, norm_mlp_eps=mlp)
 
     @property
     def input_size(self) -> int:
@@ -136,15 +136,14 @@ class SlotAttentionWeights:
 
     def named_tensors(self) -> dict[str, Tensor]:
         """The tensors by field name, in order."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return {name: getattr(self, name) for name in _TENSORS}
 
     def to(self, dtype: torch.dtype) -> SlotAttentionWeights:
         """The same weights in another dtype; gradients flow to these."""
         if self.dtype == dtype:
             return self
-        changes: dict[str, Any] = {n: t.to(dtype) for n, t in self.named_tensors().items()}
-        return replace(self, **changes)
+        tensors = [tensor.to(dtype) for tensor in self.named_tensors().values()]
+        return self.from_tensors(tensors, self.norm_eps)
 
     def check(self) -> None:
         """Raises ValueError if shapes, dtypes or devices disagree, naming the tensor and the rule."""
@@ -183,6 +182,8 @@ class SlotAttentionWeights:
                     )
 
 
+# By name, once: torch.compile cannot trace `fields` of a class.
+_TENSORS = tuple(field.name for field in fields(SlotAttentionWeights) if field.type == "Tensor")
 _GRU_TENSORS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 

@@ -146,8 +146,8 @@ def _update_backward(
     slots: Tensor, maps: Maps, w: SlotAttentionWeights, num_heads: int, d_new: Tensor, grads: _Grads
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the old slots ``[B K, D]``, of ``U`` and of ``Z``; adds those of the weights."""
-    d = slots.shape[-1]
-    slots, d_new = slots.reshape(-1, d), d_new.reshape(-1, d)
+    b, num_slots, d = slots.shape
+    slots, d_new = slots.reshape(b * num_slots, d), d_new.reshape(b * num_slots, d)
     averaged, mean, divisor = weighted_mean(maps.sums, maps.total, w)
     updates = project_values(averaged, w, num_heads)
     gates = _gru(updates, slots, w)
@@ -173,7 +173,7 @@ def _update_backward(
     by_head = from_virtual_slots(averaged, num_heads)
     grads["project_v"] = torch.bmm(d_by_head.mT, by_head).view_as(w.project_v)
     d_averaged = torch.bmm(d_by_head, per_head(w.project_v, num_heads))
-    d_averaged = to_virtual_slots(d_averaged, maps.total.shape[0]) * (maps.total > 0).unsqueeze(-1)
+    d_averaged = to_virtual_slots(d_averaged, b, num_slots) * (maps.total > 0).unsqueeze(-1)
     grads["norm_inputs_weight"] = (d_averaged * mean).sum((0, 1))
     grads["norm_inputs_bias"] = d_averaged.sum((0, 1))
     d_sums = d_averaged * w.norm_inputs_weight / divisor
@@ -210,7 +210,7 @@ def _keys_backward(
     grads: _Grads,
 ) -> Tensor:
     """Gradient of the slots ``[B K, D]`` through the logits; adds those of the weights."""
-    d = slots.shape[-1]
+    b, num_slots, d = slots.shape
     _add(grads, "norm_inputs_weight", (d_m * keys.unscaled).sum((0, 1)))
     _add(grads, "norm_inputs_bias", (d_c.unsqueeze(-1) * keys.unscaled).sum((0, 1)))
     d_unscaled = d_m * w.norm_inputs_weight + d_c.unsqueeze(-1) * w.norm_inputs_bias
@@ -221,7 +221,7 @@ def _keys_backward(
     grads["project_q"] = d_q.T @ keys.normed
     d_slots, grads["norm_slots_weight"], grads["norm_slots_bias"] = _norm_backward(
         d_q @ w.project_q,
-        slots.reshape(-1, d),
+        slots.reshape(b * num_slots, d),
         keys.mean,
         keys.rstd,
         w.norm_slots_weight,

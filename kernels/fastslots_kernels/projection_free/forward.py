@@ -58,7 +58,7 @@ def slot_keys(slots: Tensor, w: SlotAttentionWeights, num_heads: int) -> SlotKey
         w.norm_slots_eps,
     )
     q = split_heads(F.linear(normed, w.project_q), num_heads) * (d // num_heads) ** -0.5
-    unscaled = to_virtual_slots(torch.bmm(q, per_head(w.project_k, num_heads)), b)
+    unscaled = to_virtual_slots(torch.bmm(q, per_head(w.project_k, num_heads)), b, num_slots)
     m, c = unscaled * w.norm_inputs_weight, unscaled @ w.norm_inputs_bias
     return SlotKeys(m, c, unscaled, q, normed, mean, rstd)
 
@@ -131,11 +131,11 @@ def per_head(projection: Tensor, num_heads: int) -> Tensor:
     return projection.view(num_heads, projection.shape[0] // num_heads, projection.shape[1])
 
 
-def to_virtual_slots(x: Tensor, batch: int) -> Tensor:
+def to_virtual_slots(x: Tensor, batch: int, num_slots: int) -> Tensor:
     """``[H, B K, C]`` to ``[B, H K, C]``: every pair of a head and a slot attends as a slot."""
-    h, rows, c = x.shape
-    num_slots = rows // max(batch, 1)
-    return x.view(h, batch, num_slots, c).transpose(0, 1).reshape(batch, h * num_slots, c)
+    num_heads, _, c = x.shape
+    by_image = x.view(num_heads, batch, num_slots, c).transpose(0, 1)
+    return by_image.reshape(batch, num_heads * num_slots, c)
 
 
 def from_virtual_slots(x: Tensor, num_heads: int) -> Tensor:

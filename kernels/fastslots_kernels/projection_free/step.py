@@ -62,8 +62,8 @@ class ProjectionFreeStep:
         if not return_attn:
             return new, None
         if self.num_heads > 1:
-            b, num_slots, _ = slots.shape
-            attn = attn.view(b, self.num_heads, num_slots, -1).sum(1)
+            b, virtual, n = attn.shape
+            attn = attn.view(b, self.num_heads, virtual // self.num_heads, n).sum(1)
         return new, attn.to(slots.dtype).transpose(1, 2)
 
 
@@ -96,16 +96,17 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None) -> tuple[Any, ...]:
         inputs, slots, mask, *tensors = ctx.saved_tensors
         num_heads, epsilon, norm_eps, dtype = ctx.options
-        d_inputs, d_slots, d_weights = step_backward(
-            inputs,
-            slots,
-            SlotAttentionWeights.from_tensors(tensors, norm_eps),
-            d_new,
-            d_attn,
-            mask=mask,
-            num_heads=num_heads,
-            epsilon=epsilon,
-            tile_dtype=dtype,
-            need_inputs=ctx.needs_input_grad[0],
-        )
+        with torch.autocast(inputs.device.type, enabled=False):  # a backward may run under autocast
+            d_inputs, d_slots, d_weights = step_backward(
+                inputs,
+                slots,
+                SlotAttentionWeights.from_tensors(tensors, norm_eps),
+                d_new,
+                d_attn,
+                mask=mask,
+                num_heads=num_heads,
+                epsilon=epsilon,
+                tile_dtype=dtype,
+                need_inputs=ctx.needs_input_grad[0],
+            )
         return d_inputs, d_slots, None, None, None, None, None, *d_weights

@@ -1,0 +1,315 @@
+"""Folders of PNG and JPEG images."""
+
+import os
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from fastslots._extras import require
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Split = Literal["train", "val", "test", "all"]
+EXTENSIONS = (".png", ".jpg", ".jpeg")
+MAX_THREADS = 8
+NAMES_IN_WARNING = 5
+
+# What Pillow raises on damaged files, besides its two errors on decompression bombs.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+# EXIF's orientations 2 to 8, as names of Image.Transpose.
+_TRANSPOSE = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+
+class CorruptImageError(OSError):
+    """A file that is not an image, or that ends or breaks off too early; the message names it."""
+
+
+def load_image(path: str | os.PathLike[str], image_size: int) -> Tensor:
+    """Reads a PNG or JPEG file as a square RGB image.
+
+    The whole image is resized to the square, without a crop, by Pillow's antialiased bilinear
+    filter. EXIF's orientation is applied. Where alpha is below 255 the image is laid on white: the
+    colour of a transparent pixel is arbitrary. An opaque alpha channel, CLEVR's, is dropped by
+    that. 16-bit gray is rounded to 8 bits.
+
+    Args:
+        path: The file; its content tells its format, not its name.
+        image_size: Side S of the result in pixels.
+
+    Returns:
+        Image, ``[3, S, S]`` float32 in [0, 1].
+
+    Raises:
+        ValueError: If image_size is not a positive integer.
+        CorruptImageError: If the file is no PNG or JPEG image, cannot be decoded, or is so large
+            that Pillow takes it for a decompression bomb. It is an OSError and names the file.
+        OSError: If the file is missing or cannot be read. It names the file.
+        ImportError: If Pillow is missing.
+    """
+    _check_image_size(image_size)
+    with _opened(path) as image:
+        image.load()
+        resampling = require("PIL.Image", "train").Resampling.BILINEAR
+        square = _to_rgb(image).resize((image_size, image_size), resampling)
+        pixels = _upright(square, _orientation(image)).tobytes()
+    rows = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(image_size, image_size, 3)
+    return rows.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+class ImageFolder(Dataset[Tensor]):
+    """The PNG and JPEG images under a folder, as ``load_image`` reads them.
+
+    The files are those that end in .png, .jpg or .jpeg in any case, in the folder and all below it,
+    links followed, each folder once, names that begin with a dot left out. They are sorted by
+    path and split 70-15-15 in that order. The split depends on the names alone, corrupt files
+    counted: a file that breaks or is repaired moves no other image from one part to another.
+
+    Construction reads the header of every file of the split and leaves out, with one warning, the
+    files that have none. A file whose data turn out to be damaged when it is read is warned about
+    once and replaced by the next readable image of the split, the first after the last. In a
+    DataLoader with workers, each worker warns and keeps a record of its own.
+
+    Args:
+        root: The folder.
+        image_size: Side S of the images in pixels.
+        split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
+        strict: Raise CorruptImageError for a corrupt file instead.
+
+    Attributes:
+        paths: The files of the split that have a readable header, in order.
+        corrupt: The corrupt files of the split found so far, each with the reason.
+
+    Raises:
+        ValueError: If image_size is not a positive integer, the split unknown or empty, or no image
+            is under root.
+        OSError: If root is missing or no folder, or a folder or file cannot be read.
+        CorruptImageError: If every image of the split is corrupt.
+        ImportError: If Pillow is missing.
+
+    Source:
+        The split and the resizing are those of the SLATE authors' loaders.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        image_size: int,
+        split: Split = "train",
+        strict: bool = False,
+    ) -> None:
+        _check_image_size(image_size)
+        if split not in get_args(Split):
+            raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+        self.root = Path(root)
+        self.image_size = image_size
+        self.split = split
+        self.strict = strict
+        self.corrupt: dict[Path, str] = {}
+        self.paths = self._with_readable_header(_split(_find_images(self.root), split, self.root))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Returns one image, ``[3, S, S]`` float32 in [0, 1]."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
+        """Returns the images of a batch, decoded by several threads outside DataLoader workers."""
+        positions = [self._position(index) for index in indices]
+        threads = 1 if get_worker_info() else min(MAX_THREADS, _num_cpus(), len(positions))
+        if threads < 2:
+            return [self._replaced(p, self._attempt(p)) for p in positions]
+        with ThreadPoolExecutor(threads) as pool:
+            images = list(pool.map(self._attempt, positions))
+        return [self._replaced(p, image) for p, image in zip(positions, images, strict=True)]
+
+    def _position(self, index: int) -> int:
+        """Position in paths that an index, negative or not, means."""
+        if not -len(self.paths) <= index < len(self.paths):
+            raise IndexError(f"index must be below {len(self.paths)} images, got {index}")
+        return index % len(self.paths)
+
+    def _attempt(self, position: int) -> Tensor | CorruptImageError:
+        """The image, or the error; called from several threads, so it records nothing."""
+        path = self.paths[position]
+        if path in self.corrupt:
+            return CorruptImageError(self.corrupt[path])
+        try:
+            return load_image(path, self.image_size)
+        except CorruptImageError as error:
+            return error
+
+    def _replaced(self, position: int, image: Tensor | CorruptImageError) -> Tensor:
+        """The image, or the next that can be decoded in place of an error."""
+        for _ in self.paths:
+            if isinstance(image, Tensor):
+                return image
+            if self.strict:
+                raise image
+            path = self.paths[position]
+            if path not in self.corrupt:
+                self.corrupt[path] = str(image)
+                warnings.warn(f"{image}; the next image replaces it", stacklevel=3)
+            position = (position + 1) % len(self.paths)
+            image = self._attempt(position)
+        raise self._none_left()
+
+    def _with_readable_header(self, paths: list[Path]) -> list[Path]:
+        """The files that open as images; records the others and warns about them together."""
+        for path in paths:
+            try:
+                with _opened(path):
+                    pass
+            except CorruptImageError as error:
+                if self.strict:
+                    raise
+                self.corrupt[path] = str(error)
+        if len(self.corrupt) == len(paths):
+            raise self._none_left()
+        if self.corrupt:
+            reasons = "; ".join(list(self.corrupt.values())[:NAMES_IN_WARNING])
+            warnings.warn(
+                f"{len(self.corrupt)} of {len(paths)} files of split {self.split!r} are corrupt and"
+                f" left out: {reasons}{'; ...' if len(self.corrupt) > NAMES_IN_WARNING else ''}",
+                stacklevel=3,
+            )
+        return [path for path in paths if path not in self.corrupt]
+
+    def _none_left(self) -> CorruptImageError:
+        first = next(iter(self.corrupt.values()))
+        return CorruptImageError(
+            f"every one of the {len(self.corrupt)} images of split {self.split!r} of"
+            f" {str(self.root)!r} is corrupt: {first}"
+        )
+
+
+def _check_image_size(image_size: object) -> None:
+    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
+        raise ValueError(f"image_size must be a positive integer, got {image_size!r}")
+
+
+def _num_cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _find_images(root: Path) -> list[Path]:
+    """Image files under root, sorted by path; raises for folders that cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    found = []
+    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            path = os.path.join(folder, name)
+            is_image = name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            # Opening a pipe would wait for ever.
+            if is_image and stat.S_ISREG(os.stat(path).st_mode):
+                found.append(Path(path))
+    if not found:
+        raise ValueError(f"no image file ({', '.join(EXTENSIONS)}) under {str(root)!r}")
+    return sorted(found, key=Path.as_posix)
+
+
+def _split(paths: list[Path], split: Split, root: Path) -> list[Path]:
+    """The part of the sorted paths that a split holds."""
+    train_end, val_end = int(len(paths) * 0.7), int(len(paths) * 0.85)
+    part = {
+        "train": paths[:train_end],
+        "val": paths[train_end:val_end],
+        "test": paths[val_end:],
+        "all": paths,
+    }[split]
+    if not part:
+        raise ValueError(
+            f"split {split!r} of {str(root)!r} is empty: 70-15-15 of {len(paths)} image files gives"
+            f" {train_end}, {val_end - train_end} and {len(paths) - val_end}"
+        )
+    return part
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator["Image.Image"]:
+    """Opens an image; what Pillow raises on damaged data in the block names the file."""
+    pil = require("PIL.Image", "train")
+    bombs = (pil.DecompressionBombError, pil.DecompressionBombWarning)
+    try:
+        with pil.open(path, formats=("PNG", "JPEG")) as image:
+            yield image
+    except (*_DECODING_ERRORS, *bombs) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # The system's error (permission, device), not a damaged file.
+            error.filename = error.filename or os.fspath(path)
+            raise
+        # Pillow's own text for this case holds the path once more.
+        unknown = isinstance(error, pil.UnidentifiedImageError)
+        reason = "not a PNG or JPEG image" if unknown else str(error) or type(error).__name__
+        raise CorruptImageError(f"{os.fspath(path)!r} cannot be decoded: {reason}") from error
+
+
+def _to_rgb(image: "Image.Image") -> "Image.Image":
+    """Converts any mode of PNG and JPEG files to RGB, transparent pixels on white."""
+    if image.mode.startswith("I"):
+        # Pillow's own conversion of 16-bit gray has clipped at 255 in some versions.
+        gray = image.convert("I").point(lambda value: value * (1 / 257) + 0.5)
+        return gray.convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white: Image.Image = require("PIL.Image", "train").new("RGBA", rgba.size, "white")
+        white.alpha_composite(rgba)
+        return white.convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: "Image.Image") -> int:
+    """EXIF's orientation, 1 (upright) where the EXIF data are missing or damaged."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except _DECODING_ERRORS:
+        return 1
+
+
+def _upright(image: "Image.Image", orientation: int) -> "Image.Image":
+    if orientation not in _TRANSPOSE:
+        return image
+    transpose = require("PIL.Image", "train").Transpose
+    return image.transpose(transpose[_TRANSPOSE[orientation]])

@@ -1,0 +1,158 @@
+"""Inputs, a module with Figure 2's names, and the error budget of the kernel tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastslots_kernels import SlotAttentionWeights, slot_attention
+
+
+class FigureTwo(nn.Module):
+    """The modules of the paper's Figure 2 and nothing else; every parameter is random."""
+
+    def __init__(self, c: int, d: int, m: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.norm_inputs = nn.LayerNorm(c)
+        self.norm_slots = nn.LayerNorm(d)
+        self.norm_mlp = nn.LayerNorm(d)
+        self.project_q = nn.Linear(d, d, bias=False)
+        self.project_k = nn.Linear(c, d, bias=False)
+        self.project_v = nn.Linear(c, d, bias=False)
+        self.gru = nn.GRUCell(d, d)
+        self.mlp = nn.Sequential(nn.Linear(d, m), nn.ReLU(), nn.Linear(m, d))
+        for name, parameter in self.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.3
+            parameter.data.copy_(noise + (1 if "norm" in name and "weight" in name else 0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and options of one comparison; `options` go to `slot_attention`."""
+
+    b: int = 2
+    n: int = 13
+    c: int = 10
+    d: int = 8
+    k: int = 3
+    m: int = 6
+    masked: bool = False
+    mean: float = 0.5
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Problem:
+    """Inputs, weights and output gradients of a case, in one dtype."""
+
+    inputs: Tensor
+    slots: Tensor
+    mask: Tensor | None
+    module: nn.Module
+    d_slots: Tensor
+    d_attn: Tensor
+    options: dict[str, Any]
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        module = FigureTwo(
+            self.inputs.shape[2],
+            self.slots.shape[2],
+            len(self.module.mlp[0].bias),
+            torch.Generator(),
+        )
+        module.load_state_dict(self.module.state_dict())
+        return Problem(
+            self.inputs.to(dtype),
+            self.slots.to(dtype),
+            self.mask,
+            module.to(dtype),
+            self.d_slots.to(dtype),
+            self.d_attn.to(dtype),
+            self.options,
+        )
+
+
+def make_problem(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Problem:
+    """The problem of a case, drawn in float32 and rounded to `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    inputs, slots = case.mean + normal(case.b, case.n, case.c), normal(case.b, case.k, case.d)
+    mask = None
+    if case.masked:
+        mask = torch.rand(case.b, case.n, generator=generator) > 0.3
+        mask[0, 0] = True
+        inputs = inputs.masked_fill(~mask[..., None], float("nan"))
+    module = FigureTwo(case.c, case.d, case.m, generator)
+    return Problem(
+        inputs,
+        slots,
+        mask,
+        module,
+        normal(case.b, case.k, case.d),
+        normal(case.b, case.n, case.k),
+        case.options,
+    ).to(dtype)
+
+
+def run(problem: Problem, backend: str, **options: Any) -> dict[str, Tensor]:
+    """Outputs and all gradients, by name, for the gradients of `problem` on both outputs."""
+    inputs = problem.inputs.clone().requires_grad_()
+    slots = problem.slots.clone().requires_grad_()
+    problem.module.zero_grad()
+    new, attn, _ = slot_attention(
+        inputs,
+        slots,
+        SlotAttentionWeights.from_module(problem.module),
+        mask=problem.mask,
+        backend=backend,
+        **{"num_iterations": 3, **problem.options, **options},
+    )
+    assert attn is not None
+    torch.autograd.backward(
+        [new, attn], [problem.d_slots.to(new.dtype), problem.d_attn.to(attn.dtype)]
+    )
+    grads = {"d_inputs": inputs.grad, "d_slots": slots.grad}
+    grads |= {f"d_{name}": p.grad for name, p in problem.module.named_parameters()}
+    zero = torch.zeros((), dtype=problem.inputs.dtype)
+    return {"slots": new.detach(), "attn": attn.detach()} | {
+        name: zero if grad is None else grad.clone() for name, grad in grads.items()
+    }
+
+
+def scales(oracle: dict[str, Tensor]) -> dict[str, float]:
+    """Per name: the largest entry of an output, or the largest gradient entry of the whole call."""
+    gradient = max(float(v.abs().max()) for name, v in oracle.items() if name.startswith("d_"))
+    return {
+        name: gradient if name.startswith("d_") else float(value.abs().max())
+        for name, value in oracle.items()
+    }
+
+
+def assert_equal_in_float64(actual: dict[str, Tensor], oracle: dict[str, Tensor]) -> None:
+    """Every entry within 1e-9 of the largest."""
+    for name, scale in scales(oracle).items():
+        error = float((actual[name] - oracle[name]).abs().max())
+        assert error <= 1e-9 * scale, f"{name}: error {error:.3g}, scale {scale:.3g}"
+
+
+def assert_within_budget(
+    actual: dict[str, Tensor],
+    eager: dict[str, Tensor],
+    oracle: dict[str, Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Largest error at most twice the eager reference's, plus one rounding of the largest entry."""
+    for name, scale in scales(oracle).items():
+        error, allowed = (
+            float((result[name].double() - oracle[name]).abs().max()) for result in (actual, eager)
+        )
+        budget = 2 * allowed + torch.finfo(dtype).eps * scale
+        assert error <= budget, (
+            f"{name}: error {error:.3g}, eager's {allowed:.3g}, scale {scale:.3g}"
+        )

@@ -1,0 +1,215 @@
+"""The projection-free form in plain PyTorch against the usual form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastslots_kernels import SlotAttentionWeights, slot_attention
+from tests.kernels.cases import (
+    Case,
+    Problem,
+    assert_equal_in_float64,
+    assert_within_budget,
+    make_problem,
+    run,
+)
+
+CASES = [
+    pytest.param(Case(), id="ragged"),
+    pytest.param(Case(options={"num_heads": 4}), id="four-heads"),
+    pytest.param(Case(masked=True, options={"num_heads": 2}), id="masked-two-heads"),
+    pytest.param(Case(k=1), id="one-slot"),
+    pytest.param(Case(n=1), id="one-input"),
+    pytest.param(Case(c=8, d=8, options={"epsilon": 0.1}), id="large-epsilon"),
+    pytest.param(Case(options={"num_iterations": 0}), id="no-iterations"),
+    pytest.param(Case(options={"neumann_terms": 3}), id="three-neumann-terms"),
+    pytest.param(
+        Case(masked=True, options={"init_gradient": "straight-through", "neumann_terms": 2}),
+        id="masked-straight-through",
+    ),
+    pytest.param(Case(options={"gradient": "unrolled", "num_iterations": 5}), id="unrolled"),
+    pytest.param(
+        Case(masked=True, options={"gradient": "unrolled", "num_heads": 2}), id="unrolled-masked"
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_gradients_equal_the_reference_in_float64(case: Case) -> None:
+    problem = make_problem(case)
+    assert_equal_in_float64(run(problem, "torch"), run(problem, "reference"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    b=st.integers(1, 3),
+    n=st.integers(1, 40),
+    c=st.integers(2, 17),
+    width=st.integers(1, 5),
+    heads=st.integers(1, 3),
+    k=st.integers(1, 6),
+    masked=st.booleans(),
+    gradient=st.sampled_from(["neumann", "unrolled"]),
+    seed=st.integers(0, 1000),
+)
+def test_equals_the_reference_at_any_size(
+    b: int, n: int, c: int, width: int, heads: int, k: int, masked: bool, gradient: str, seed: int
+) -> None:
+    options = {"num_heads": heads, "gradient": gradient, "num_iterations": 2}
+    case = Case(b=b, n=n, c=c, d=2 * width * heads, k=k, masked=masked, options=options)
+    problem = make_problem(case, seed=seed)
+    assert_equal_in_float64(run(problem, "torch"), run(problem, "reference"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case(n=100, c=24, d=16, k=5, m=20), id="ragged"),
+        pytest.param(
+            Case(n=100, c=24, d=16, k=5, masked=True, options={"num_heads": 2}), id="masked"
+        ),
+        pytest.param(Case(n=100, c=24, d=16, k=5, mean=30.0), id="large-mean"),
+        pytest.param(Case(n=64, c=32, d=32, k=4, options={"gradient": "unrolled"}), id="unrolled"),
+    ],
+)
+def test_error_is_within_twice_the_eager_error(case: Case, dtype: torch.dtype) -> None:
+    problem = make_problem(case, dtype)
+    oracle = run(problem.to(torch.float64), "reference")
+    assert_within_budget(run(problem, "torch"), run(problem, "reference"), oracle, dtype)
+
+
+def _call(problem: Problem, **options: Any) -> Any:
+    """`slot_attention` as a function of inputs, slots and weight tensors, for gradcheck."""
+    weights = SlotAttentionWeights.from_module(problem.module)
+
+    def function(inputs: torch.Tensor, slots: torch.Tensor, *tensors: torch.Tensor) -> Any:
+        return slot_attention(
+            inputs,
+            slots,
+            SlotAttentionWeights.from_tensors(tensors, weights.norm_eps),
+            mask=problem.mask,
+            backend="torch",
+            **{**problem.options, **options},
+        )[:2]
+
+    tensors = [t.detach().clone().requires_grad_() for t in weights.named_tensors().values()]
+    return function, tensors
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case(n=5, c=4, d=4, k=2, m=3), id="one-head"),
+        pytest.param(Case(n=5, c=3, d=4, k=2, m=3, options={"num_heads": 2}), id="two-heads"),
+    ],
+)
+def test_gradcheck_passes_through_unrolled_steps(case: Case) -> None:
+    problem = make_problem(case)
+    function, tensors = _call(problem, gradient="unrolled", num_iterations=2)
+    inputs, slots = problem.inputs.requires_grad_(), problem.slots.requires_grad_()
+    assert torch.autograd.gradcheck(function, (inputs, slots, *tensors))
+
+
+def test_gradcheck_passes_through_the_implicit_step_with_a_mask() -> None:
+    problem = make_problem(Case(n=5, c=4, d=4, k=2, m=3, masked=True))
+    problem.inputs = problem.inputs.nan_to_num(7.0)
+    function, tensors = _call(problem, gradient="neumann", num_iterations=0)
+    inputs = problem.inputs.requires_grad_()
+    assert torch.autograd.gradcheck(function, (inputs, problem.slots, *tensors))
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_gradient_of_the_slots_alone_leaves_the_attention_out(backend: str) -> None:
+    problem = make_problem(Case())
+    both = run(problem, backend)
+    problem.d_attn.zero_()
+    slots_only = run(problem, backend)
+    inputs = problem.inputs.clone().requires_grad_()
+    new, attn, _ = slot_attention(
+        inputs,
+        problem.slots,
+        SlotAttentionWeights.from_module(problem.module),
+        num_iterations=3,
+        return_attn=False,
+        backend=backend,
+    )
+    new.backward(problem.d_slots)
+    assert attn is None
+    torch.testing.assert_close(inputs.grad, slots_only["d_inputs"])
+    assert (both["d_inputs"] - slots_only["d_inputs"]).abs().max() > 1e-3
+
+
+def test_gradient_of_the_attention_alone_equals_the_reference() -> None:
+    problem = make_problem(Case(options={"num_heads": 2}))
+    grads = []
+    for backend in ("torch", "reference"):
+        inputs = problem.inputs.clone().requires_grad_()
+        _, attn, _ = slot_attention(
+            inputs,
+            problem.slots,
+            SlotAttentionWeights.from_module(problem.module),
+            num_iterations=2,
+            num_heads=2,
+            backend=backend,
+        )
+        assert attn is not None
+        attn.backward(problem.d_attn)
+        grads.append(inputs.grad)
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_the_weights_alone_equal_the_reference() -> None:
+    problem = make_problem(Case())
+    grads = []
+    for backend in ("torch", "reference"):
+        problem.module.zero_grad()
+        new, _, _ = slot_attention(
+            problem.inputs,
+            problem.slots,
+            SlotAttentionWeights.from_module(problem.module),
+            num_iterations=2,
+            backend=backend,
+        )
+        new.backward(problem.d_slots)
+        grads.append([p.grad.clone() for p in problem.module.parameters() if p.grad is not None])
+    assert len(grads[0]) == 17
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+
+def test_non_contiguous_inputs_give_the_same_result() -> None:
+    problem = make_problem(Case())
+    expected = run(problem, "torch")
+    problem.inputs = problem.inputs.transpose(0, 1).contiguous().transpose(0, 1)
+    problem.slots = problem.slots.mT.contiguous().mT
+    assert not problem.inputs.is_contiguous()
+    assert not problem.slots.is_contiguous()
+    assert_equal_in_float64(run(problem, "torch"), expected)
+
+
+def test_autocast_error_is_within_twice_the_eager_error() -> None:
+    problem = make_problem(Case(n=100, c=24, d=16, k=5), torch.float32)
+    oracle = run(problem.to(torch.float64), "reference")
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, eager = run(problem, "torch"), run(problem, "reference")
+    assert actual["slots"].dtype == torch.float32
+    assert_within_budget(actual, eager, oracle, torch.bfloat16)
+
+
+@pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
+def test_compiles_as_one_graph(gradient: str) -> None:
+    problem = make_problem(Case(masked=True, options={"gradient": gradient, "num_iterations": 2}))
+    expected = run(problem, "torch")
+    function, tensors = _call(problem)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    inputs = problem.inputs.clone().requires_grad_()
+    new, attn = compiled(inputs, problem.slots, *tensors)
+    torch.autograd.backward([new, attn], [problem.d_slots, problem.d_attn])
+    torch.testing.assert_close(new, expected["slots"])
+    torch.testing.assert_close(inputs.grad, expected["d_inputs"])
+    torch.testing.assert_close(tensors[8].grad, expected["d_project_v.weight"])

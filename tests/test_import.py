@@ -1,0 +1,37 @@
+"""What `import fastslots` needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROBE = """
+import sys
+
+class Forbid:
+    allowed = {"torch", "einops"}
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in FORBIDDEN:
+            raise ImportError(f"{name} must not be needed")
+
+FORBIDDEN = {"triton", "torchvision", "PIL", "matplotlib", "typer", "rich", "safetensors", "fiftyone",
+             "accelerate", "tensorboard", "scipy", "pynvml", "pytest"}
+import torch, einops
+loaded = set(sys.modules)
+sys.meta_path.insert(0, Forbid())
+import fastslots
+module = fastslots.SlotAttention(2, 3, 8, 8, 8)
+slots, attn = module(torch.randn(1, 5, 8), fastslots.SlotInit(3, 8)(1))
+slots.sum().backward()
+fresh = {name.partition(".")[0] for name in set(sys.modules) - loaded} - set(sys.stdlib_module_names)
+print(sorted(name for name in fresh if name not in {"torch", "einops", "fastslots", "fastslots_kernels"}))
+"""
+
+
+def test_import_and_a_training_step_need_torch_and_einops_alone() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().endswith("[]"), run.stdout
