@@ -1,0 +1,33 @@
+"""Entry point of the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from fastslots._extras import require
+
+
+def main() -> None:
+    """Runs a command; bad input ends in one line that says what to change, and exit code 2.
+
+    FASTSLOTS_DEBUG=1 in the environment shows the traceback instead.
+    """
+    try:
+        for module in ("typer", "rich"):
+            require(module, "train")
+        from fastslots.cli.app import app  # noqa: PLC0415 - needs the extras checked above
+
+        app(prog_name="fastslots")
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        if os.environ.get("FASTSLOTS_DEBUG"):
+            raise
+        print(f"fastslots: error: {error}", file=sys.stderr)  # noqa: T201 - the command line's output
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("fastslots: interrupted", file=sys.stderr)  # noqa: T201 - the command line's output
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: ``fastslots COMMAND``, or ``python -m fastslots COMMAND``."""

@@ -1,0 +1,18 @@
+"""All commands."""
+
+from __future__ import annotations
+
+import typer
+
+from fastslots.cli.reconstruct import reconstruct
+from fastslots.cli.train import train
+
+app = typer.Typer(
+    help="Slot attention as a fixed point: train SLATE, look at its slots, measure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(reconstruct)

@@ -1,0 +1,77 @@
+"""Command-line flags made from dataclasses: every field a flag, its help from the docstring."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, Optional, get_type_hints
+
+import typer
+
+Command = Callable[..., Any]
+
+
+def with_flags(**groups: type) -> Callable[[Command], Command]:
+    """Adds a flag to a command for every field of some dataclasses.
+
+    The command receives the flags that were given as keyword arguments ``flags``, a dict by the name of
+    the group.
+
+    Args:
+        **groups: Dataclasses by group name. No field name may occur twice.
+    """
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        own = [p for name, p in signature.parameters.items() if name != "flags"]
+        hints = get_type_hints(command, include_extras=True)
+        parameters = [p.replace(annotation=hints[p.name]) for p in own]
+        owner: dict[str, str] = {}
+        for group, cls in groups.items():
+            types, help_texts = get_type_hints(cls), argument_help(cls)
+            for field in fields(cls):
+                owner[field.name] = group
+                word = field.name.replace("_", "-")
+                flag = f"--{word}/--no-{word}" if types[field.name] is bool else f"--{word}"
+                option = typer.Option(
+                    flag,
+                    help=f"{help_texts[field.name]} [default: {field.default}]",
+                    rich_help_panel=group.capitalize(),
+                    show_default=False,
+                )
+                parameters.append(
+                    inspect.Parameter(
+                        field.name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=None,
+                        # typer reads Optional[...], built at run time: no `X | None` syntax here.
+                        annotation=Annotated[Optional[types[field.name]], option],  # noqa: UP045
+                    )
+                )
+
+        def run(**arguments: Any) -> Any:
+            flags: dict[str, dict[str, Any]] = {group: {} for group in groups}
+            for name, group in owner.items():
+                value = arguments.pop(name)
+                if value is not None:
+                    flags[group][name] = value
+            return command(**arguments, flags=flags)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def argument_help(cls: type) -> dict[str, str]:
+    """The ``Args:`` section of a class's docstring, by argument, without markup."""
+    text = inspect.getdoc(cls) or ""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.S | re.M)
+    entries = re.findall(
+        r"^    (\w+): (.*?)(?=^    \w|\Z)", section[1] if section else "", re.S | re.M
+    )
+    return {name: " ".join(words.replace("``", "").split()) for name, words in entries}

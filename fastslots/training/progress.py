@@ -1,0 +1,67 @@
+"""What someone who watches a training run sees."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_COLUMNS = "cross-entropy {cross_entropy:.1f}  mse {mse:.1f}  {images_per_second:.0f} images/s"
+
+
+class TrainingProgress:
+    """A bar with the losses, the speed and the time left; plain lines where there is no terminal.
+
+    Args:
+        first_step: Where the run begins.
+        steps: Where it ends.
+        batch_size: Images per step.
+    """
+
+    def __init__(self, first_step: int, steps: int, batch_size: int) -> None:
+        self.console = Console()
+        self.steps = steps
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=steps, completed=first_step, losses="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def advance(self) -> None:
+        """One step is done."""
+        self.bar.advance(self.task)
+
+    def report(self, step: int, row: dict[str, float]) -> None:
+        """Shows the means of the last interval."""
+        text = _COLUMNS.format(**row)
+        self.bar.update(self.task, losses=text)
+        if not self.console.is_terminal:
+            self.console.print(f"step {step}/{self.steps}  {text}", highlight=False)
+
+    def report_validation(self, step: int, row: dict[str, float]) -> None:
+        """Prints the held-out losses above the bar."""
+        self.console.print(
+            f"step {step}: held-out cross-entropy {row['cross_entropy']:.1f} nats per image "
+            f"(unigram entropy {row['unigram_entropy']:.1f}), mse {row['mse']:.1f}",
+            highlight=False,
+        )

@@ -1,0 +1,83 @@
+"""The recipe's numbers and schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from fastslots.training.batches import StepBatches
+from fastslots.training.recipe import Plateau, Recipe, derive_seed
+
+
+def test_the_defaults_are_the_papers() -> None:
+    recipe = Recipe()
+    assert (recipe.steps, recipe.batch_size, recipe.clip) == (250_000, 50, 1.0)
+    assert (recipe.lr_dvae, recipe.lr_main, recipe.warmup_steps) == (3e-4, 1e-4, 30_000)
+    assert (recipe.tau_start, recipe.tau_final, recipe.tau_steps) == (1.0, 0.1, 30_000)
+    assert recipe.patience == 4
+
+
+def test_tau_falls_on_a_half_cosine_and_stays() -> None:
+    recipe = Recipe(tau_start=1.0, tau_final=0.2, tau_steps=100)
+    assert recipe.tau(0) == 1.0
+    assert recipe.tau(50) == pytest.approx(0.6)
+    assert recipe.tau(25) == pytest.approx(0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2)
+    assert recipe.tau(100) == recipe.tau(1_000) == 0.2
+    assert Recipe(tau_steps=0).tau(0) == 0.1
+
+
+def test_warmup_rises_linearly_to_one() -> None:
+    recipe = Recipe(warmup_steps=4)
+    assert [recipe.warmup(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert Recipe(warmup_steps=0).warmup(0) == 1.0
+
+
+def test_the_learning_rates_halve_when_the_loss_stagnates() -> None:
+    plateau = Plateau()
+    losses = [5.0, 4.0, 4.5, 4.0, 3.0, 3.5, 3.5, 3.5, 3.5]
+    best = [plateau.update(loss, patience=2) for loss in losses]
+    assert best == [True, True, False, False, True, False, False, False, False]
+    assert plateau == Plateau(factor=0.125, best=3.0, stagnant=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"batch_size": 2.5}, "batch_size must be an integer; got 2.5"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0; got -1"),
+        ({"lr_main": 0.0}, "lr_main must be above 0; got 0.0"),
+        ({"clip": float("nan")}, "clip must be above 0; got nan"),
+        ({"tau_final": 2.0}, "tau_final must be at most tau_start 1.0; got 2.0"),
+    ],
+)
+def test_a_bad_number_is_named(numbers: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**numbers)
+
+
+def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
+    flat = [index for batch in StepBatches(10, 4, seed=0, first_step=0, steps=5) for index in batch]
+    epochs = [flat[:10], flat[10:]]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
+    assert epochs[0] != epochs[1] != list(range(10))
+
+
+def test_batches_may_begin_at_any_step() -> None:
+    whole = list(StepBatches(10, 4, seed=3, first_step=0, steps=12))
+    assert list(StepBatches(10, 4, seed=3, first_step=7, steps=12)) == whole[7:]
+    assert whole != list(StepBatches(10, 4, seed=4, first_step=0, steps=12))
+
+
+def test_a_batch_may_be_larger_than_the_data_set() -> None:
+    batches = list(StepBatches(3, 7, seed=0, first_step=0, steps=2))
+    assert [len(batch) for batch in batches] == [7, 7]
+    assert sorted(batches[0][:3]) == sorted(batches[0][3:6]) == [0, 1, 2]
+
+
+def test_seeds_differ_by_seed_purpose_and_step() -> None:
+    seeds = {derive_seed(s, p, t) for s in (0, 1) for p in ("step", "epoch") for t in range(50)}
+    assert len(seeds) == 200
+    assert all(0 <= seed < 2**63 for seed in seeds)
