@@ -24,9 +24,6 @@ def main() -> None:
             raise
         print(f"fastslots: error: {error}", file=sys.stderr)  # noqa: T201 - the command line's output
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("fastslots: interrupted", file=sys.stderr)  # noqa: T201 - the command line's output
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from fastslots.training.validation import draw_panels
 
 
 def reconstruct(
-    images: Annotated[list[Path], typer.Argument(help="Images: PNG or JPEG files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="PNG or JPEG files.")],
     checkpoint: Annotated[
         Path, typer.Option(help="A run folder (its best checkpoint), or a checkpoint's folder.")
     ],

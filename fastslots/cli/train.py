@@ -106,7 +106,7 @@ def train(
         )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with: fastslots train --resume {run}", err=True)
-        raise
+        raise typer.Exit(130) from None
     typer.echo(f"wrote {last} and the pictures in {run / 'samples'}")
 
 

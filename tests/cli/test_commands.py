@@ -1,0 +1,200 @@
+"""``fastslots train`` and ``fastslots reconstruct``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastslots.cli.flags import argument_help
+from fastslots.slate import SLATEConfig
+from tests.cli.conftest import Command
+from tests.training.tiny import TINY
+
+SMALL = [
+    part for name, value in TINY.items() for part in (f"--{name.replace('_', '-')}", str(value))
+] + ["--batch-size", "4", "--validation-images", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def run(fastslots: Command, images: Path) -> Path:
+    result = fastslots("train", "--data", images, "--output", "run", "--steps", 2, *SMALL)
+    assert result.code == 0, result.err
+    return Path("run")
+
+
+def test_train_writes_the_run_folder(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    assert config["model"]["d_model"] == 8
+    assert config["recipe"]["steps"] == 2
+    assert config["data"]["data"].endswith("images")
+    assert (run / "metrics.jsonl").stat().st_size > 0
+    assert list((run / "samples").glob("*.png"))
+    assert (run / "checkpoints" / "step-000000002" / "model.safetensors").is_file()
+
+
+def test_train_on_the_scenes_resumes_with_its_own_settings(fastslots: Command) -> None:
+    scenes = ["--num-scenes", 8, "--max-objects", 4, "--no-mirror"]
+    first = fastslots("train", "--output", "run", "--steps", 1, *scenes, *SMALL)
+    assert first.code == 0, first.err
+    second = fastslots("train", "--resume", "run", "--steps", 2, "--device", "cpu")
+    assert second.code == 0, second.err
+    assert "run/checkpoints/step-000000002" in second.out
+
+
+def test_reconstruct_draws_panels_for_any_images(
+    fastslots: Command, run: Path, images: Path
+) -> None:
+    Image.open(images / "00.png").convert("L").save("gray.jpg")
+    result = fastslots("reconstruct", images / "01.png", "gray.jpg", "--checkpoint", run)
+    assert result.code == 0, result.err
+    with Image.open("reconstruction.png") as picture:
+        assert picture.width > 4 * 90
+        assert picture.height > 2 * 90
+
+
+def test_reconstruct_is_decided_by_the_seed(fastslots: Command, run: Path, images: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        options = ["--checkpoint", run, "--output", f"{name}.png", "--seed", seed]
+        assert fastslots("reconstruct", images / "01.png", *options).code == 0
+    a, b, c = (Path(f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "steps must be at least 1; got 0"),
+        (["--steps", "many"], "'--steps'"),
+        (["--iterations", "3"], "No such option: --iterations"),
+        (["--d-model", "10", "--num-decoder-heads", "4"], "d_model must be a multiple of"),
+        (["--gradient", "bptt"], "gradient must be one of"),
+        (["--device", "tpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N'; got 'tpu'"),
+        (["--settings", "tiny"], "settings must be auto, cpu or gpu; got 'tiny'"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--resume", "nowhere"], "nowhere holds no run: it has no config.json"),
+        (
+            ["--resume", "nowhere", "--d-model", "8"],
+            "resume takes model, data and folder from the run",
+        ),
+        (["--max-objects", "99"], "max_objects"),
+    ],
+    ids=lambda value: "".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_train_names_what_is_wrong(fastslots: Command, arguments: list[str], message: str) -> None:
+    result = fastslots("train", *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert not Path("runs").exists()
+
+
+def test_a_cuda_device_that_is_not_there_is_named(
+    fastslots: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    result = fastslots("train", "--device", "cuda")
+    assert result.code == 2
+    assert "device 'cuda' is not there: PyTorch sees 0 CUDA devices" in result.err
+
+
+def test_train_does_not_touch_another_run(fastslots: Command, run: Path, images: Path) -> None:
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    result = fastslots("train", "--data", images, "--output", run, "--steps", 2, *SMALL)
+    assert result.code == 2
+    assert (
+        "run holds a run already: choose another --output, or go on with --resume run" in result.err
+    )
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_damaged_config_is_named(fastslots: Command, run: Path) -> None:
+    (run / "config.json").write_text('{"model": {}')
+    result = fastslots("train", "--resume", run)
+    assert result.code == 2
+    assert "run/config.json is damaged" in result.err
+
+
+def test_an_output_that_is_a_file_is_named(fastslots: Command, images: Path) -> None:
+    Path("occupied").write_text("")
+    result = fastslots("train", "--data", images, "--output", "occupied/run", *SMALL)
+    assert result.code == 2
+    assert "occupied" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.png", "--checkpoint", "run"], "missing.png"),
+        (["corrupt.png", "--checkpoint", "run"], "corrupt.png"),
+        (["images/00.png", "--checkpoint", "nowhere"], "nowhere holds no checkpoint"),
+        (
+            ["images/00.png", "--checkpoint", "run", "--output", "a.gif"],
+            "output must be a PNG file",
+        ),
+        (["images/00.png"], "Missing option '--checkpoint'"),
+        (["--checkpoint", "run"], "IMAGE"),
+    ],
+)
+def test_reconstruct_names_what_is_wrong(
+    fastslots: Command, run: Path, arguments: list[str], message: str
+) -> None:
+    Path("corrupt.png").write_bytes(b"no image")
+    result = fastslots("reconstruct", *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
+
+
+def test_an_interrupted_run_can_go_on(
+    fastslots: Command, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastslots.training.loop._Trainer.validate", interrupt)
+    options = ["--validate-every", 2, "--steps", 4, *SMALL]
+    result = fastslots("train", "--data", images, "--output", "run", *options)
+    assert result.code == 130
+    assert "interrupted; go on with: fastslots train --resume run" in result.err
+    assert Path("run/checkpoints/step-000000002").is_dir()
+
+
+def test_every_flag_is_explained_in_the_help(fastslots: Command) -> None:
+    result = fastslots("train", "--help")
+    assert result.code == 0
+    helps = argument_help(SLATEConfig)
+    for name, text in helps.items():
+        assert f"--{name.replace('_', '-')}" in result.out
+        assert text.split(";")[0][:30] in result.out
+
+
+def test_the_module_runs_as_a_program() -> None:
+    command = [sys.executable, "-m", "fastslots", "--help"]
+    environment = os.environ | {"COLUMNS": "200"}
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert all(name in result.stdout for name in ("train", "reconstruct"))
+
+
+def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError(name='typer')\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-m", "fastslots", "train"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert 'pip install "fastslots[train]"' in result.stderr
