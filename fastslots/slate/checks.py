@@ -1,0 +1,53 @@
+"""Checks of the tensors that users hand to SLATE."""
+
+import torch
+from torch import Tensor
+
+from fastslots.slate.config import SLATEConfig
+
+
+def check_image(image: Tensor, config: SLATEConfig, dtype: torch.dtype) -> None:
+    """Raises unless ``image`` is a batch of ``config``'s images in ``dtype``."""
+    shape = (config.image_channels, config.image_size, config.image_size)
+    if image.ndim != 4 or image.shape[1:] != shape:
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"image must have shape (B, {expected}), got {tuple(image.shape)}")
+    _check_dtype("image", image, dtype)
+
+
+def check_ids(ids: Tensor, config: SLATEConfig) -> None:
+    """Raises unless ``ids`` are a batch of ``config``'s tokens; waits for the device."""
+    if ids.ndim != 2 or ids.shape[1] != config.num_tokens:
+        raise ValueError(f"ids must have shape (B, {config.num_tokens}), got {tuple(ids.shape)}")
+    if ids.dtype != torch.int64:
+        raise TypeError(f"ids must be torch.int64, got {ids.dtype}")
+    if ids.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in ids.aminmax())
+        if low < 0 or high >= config.vocab_size:
+            raise ValueError(
+                f"ids must lie in [0, vocab_size={config.vocab_size}), got {low} to {high}"
+            )
+
+
+def check_slots(
+    slots: Tensor, config: SLATEConfig, dtype: torch.dtype, batch_size: int | None = None
+) -> None:
+    """Raises unless ``slots`` are at least one slot of ``config``'s size per image, in ``dtype``."""
+    is_batch = slots.ndim == 3 and batch_size in (None, slots.shape[0])
+    if not is_batch or slots.shape[1] < 1 or slots.shape[2] != config.slot_size:
+        batch = "B" if batch_size is None else batch_size
+        raise ValueError(
+            f"slots must have shape ({batch}, K, {config.slot_size}) with K at least 1, "
+            f"got {tuple(slots.shape)}"
+        )
+    _check_dtype("slots", slots, dtype)
+
+
+def _check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
+    if value.dtype != dtype and not _is_cast(value):
+        raise TypeError(f"{name} must be {dtype} like the parameters, got {value.dtype}")
+
+
+def _is_cast(value: Tensor) -> bool:
+    """Whether autocast brings ``value`` to a dtype of its own choice."""
+    return value.is_floating_point() and torch.is_autocast_enabled(value.device.type)

@@ -1,0 +1,137 @@
+"""The discrete VAE: 4 x 4 patches to tokens of a vocabulary and back."""
+
+import math
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_WIDTH = 64
+
+
+class DVAE(nn.Module):
+    """Encodes every patch on its own into token logits, and decodes token weights into an image.
+
+    Args:
+        vocab_size: Tokens to choose from, ``V``.
+        image_channels: Channels ``C`` of the images.
+
+    Attributes:
+        encoder: Images ``[B, C, S, S]`` to token logits ``[B, V, S / 4, S / 4]``.
+        decoder: Token weights ``[B, V, S / 4, S / 4]`` to images ``[B, C, S, S]``, not clamped.
+
+    Source:
+        Singh et al. 2022, appendix; layers, names and initialisation as in the public SLATE code.
+    """
+
+    def __init__(self, vocab_size: int, image_channels: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            _ConvBlock(image_channels, _WIDTH, kernel_size=4, stride=4),
+            *(_ConvBlock(_WIDTH, _WIDTH) for _ in range(6)),
+            _output_conv(_WIDTH, vocab_size),
+        )
+        self.decoder = nn.Sequential(
+            _ConvBlock(vocab_size, _WIDTH),
+            *_upsampling_stage(),
+            *_upsampling_stage(),
+            _output_conv(_WIDTH, image_channels),
+        )
+
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        """Decodes one token per patch.
+
+        A 1 x 1 convolution of a one-hot vector is a row of its weight: the first layer is a look-up.
+
+        Args:
+            ids: Tokens in [0, V) in row-major order of a square image, ``[B, N]`` int64.
+
+        Returns:
+            Images, ``[B, C, 4 * sqrt(N), 4 * sqrt(N)]``, not clamped.
+        """
+        side = math.isqrt(ids.shape[1])
+        first = cast(_ConvBlock, self.decoder[0])
+        features = F.embedding(ids, first.m.weight[:, :, 0, 0].t())
+        features = first.normalize(features.transpose(1, 2).reshape(len(ids), _WIDTH, side, side))
+        image: Tensor = self.decoder[1:](features)
+        return image
+
+
+class TokenSample(NamedTuple):
+    """Token weights ``z`` ``[B, V, h, w]`` for the dVAE and tokens ``ids`` ``[B, h * w]``."""
+
+    z: Tensor
+    ids: Tensor
+
+
+def sample_tokens(logits: Tensor, tau: float, hard: bool, noisy: bool) -> TokenSample:
+    """Draws the dVAE's relaxed tokens and, independently, the tokens that the transformer sees.
+
+    Softmax and argmax ignore a constant shift, so the logits need no normalisation first.
+
+    Args:
+        logits: Token logits, ``[B, V, h, w]``.
+        tau: Temperature of the relaxation, above 0.
+        hard: Makes ``z`` one-hot, with the gradient of the relaxed ``z`` (straight-through).
+        noisy: Adds Gumbel noise; without it ``z`` is the tempered softmax and ``ids`` are greedy.
+
+    Returns:
+        ``z``, differentiable, and ``ids``, int64 and without gradient.
+
+    Source:
+        Jang et al. 2017, "Categorical Reparameterization with Gumbel-Softmax".
+    """
+    perturbed = logits + gumbel_noise(logits) if noisy else logits
+    z = torch.softmax(perturbed / tau, dim=1)
+    if hard:
+        one_hot = torch.zeros_like(z).scatter_(1, z.argmax(dim=1, keepdim=True), 1.0)
+        z = one_hot - z.detach() + z
+    logits = logits.detach()
+    ids = (logits + gumbel_noise(logits) if noisy else logits).argmax(dim=1)
+    return TokenSample(z, ids.flatten(1))
+
+
+def gumbel_noise(logits: Tensor) -> Tensor:
+    """Standard Gumbel noise in the shape of ``logits``; float32, or float64 for float64."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    exponential = torch.empty_like(logits, dtype=dtype, requires_grad=False).exponential_()
+    return -(exponential + torch.finfo(dtype).tiny).log()
+
+
+class _ConvBlock(nn.Module):
+    """Convolution without bias, one-group normalisation with scale and shift, ReLU."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1
+    ) -> None:
+        super().__init__()
+        padding = (kernel_size - stride) // 2
+        self.m = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        nn.init.kaiming_uniform_(self.m.weight, nonlinearity="relu")
+        self.weight = nn.Parameter(torch.ones(out_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalize(self.m(x))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return F.relu(F.group_norm(x, 1, self.weight, self.bias))
+
+
+def _upsampling_stage() -> list[nn.Module]:
+    """Doubles the side of a feature map."""
+    return [
+        _ConvBlock(_WIDTH, _WIDTH, kernel_size=3),
+        _ConvBlock(_WIDTH, _WIDTH),
+        _ConvBlock(_WIDTH, _WIDTH),
+        _ConvBlock(_WIDTH, 4 * _WIDTH),
+        nn.PixelShuffle(2),
+    ]
+
+
+def _output_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+    nn.init.xavier_uniform_(conv.weight)
+    nn.init.zeros_(cast(Tensor, conv.bias))
+    return conv

@@ -1,0 +1,90 @@
+"""Greedy generation with a key-value cache: one position per step, nothing allocated twice."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from fastslots.slate.decoder import DecoderBlock, PositionalEncoding, TransformerDecoder
+
+
+@torch.no_grad()
+def generate_tokens(
+    decoder: TransformerDecoder,
+    context: Tensor,
+    token_embeddings: Tensor,
+    positions: PositionalEncoding,
+    out: nn.Linear,
+    num_tokens: int,
+) -> Tensor:
+    """Appends the likeliest token ``num_tokens`` times, without dropout in any mode.
+
+    The slots' keys and values are computed once. Every block keeps the keys and values of the
+    positions done in tensors allocated for the full length, so a step costs one position.
+
+    Args:
+        decoder: The decoder, its blocks causal.
+        context: The projected slots, ``[B, K, d_model]``.
+        token_embeddings: Rows of the dictionary, ``[1 + V, d_model]``, begin-of-sequence first.
+        positions: The positions, at least ``num_tokens``.
+        out: Features to the logits of the V tokens.
+        num_tokens: Tokens to generate, ``N``.
+
+    Returns:
+        Tokens in [0, V), ``[B, N]`` int64.
+    """
+    batch_size = context.shape[0]
+    blocks = [
+        _CachedBlock(cast(DecoderBlock, block), context, num_tokens) for block in decoder.blocks
+    ]
+    ids = torch.empty(num_tokens, batch_size, dtype=torch.int64, device=context.device)
+    rows = torch.zeros(batch_size, dtype=torch.int64, device=context.device)
+    for position in range(num_tokens):
+        x = F.embedding(rows, token_embeddings) + positions.pe[0, position]
+        for block in blocks:
+            x = block.step(x, position)
+        torch.argmax(out(decoder.layer_norm(x)), dim=-1, out=ids[position])
+        rows = ids[position] + 1
+    return ids.t().contiguous()
+
+
+class _CachedBlock:
+    """One decoder block, the keys and values it has seen, and those of the slots."""
+
+    def __init__(self, block: DecoderBlock, context: Tensor, num_tokens: int) -> None:
+        self.block = block
+        attention, cross = block.self_attn, block.encoder_decoder_attn
+        self.qkv_weight = torch.cat(
+            [attention.proj_q.weight, attention.proj_k.weight, attention.proj_v.weight]
+        )
+        self.slot_keys = cross.split_heads(cross.proj_k(context)).contiguous()
+        self.slot_values = cross.split_heads(cross.proj_v(context)).contiguous()
+        batch_size, heads, _, head_size = self.slot_keys.shape
+        self.qkv_shape = (batch_size, 3, heads, head_size)
+        # shaped like the slots' keys in dtype as well: under autocast that is not the weights'
+        self.cache = self.slot_keys.new_empty(2, batch_size, heads, num_tokens, head_size)
+
+    def step(self, x: Tensor, position: int) -> Tensor:
+        """The block's output at ``position`` for its input ``x`` there, ``[B, d_model]``."""
+        block = self.block
+        normed = block.self_attn_layer_norm(x)
+        x = (normed if block.is_first else x) + self._attend_to_prefix(normed, position)
+        x = x + self._attend_to_slots(block.encoder_decoder_attn_layer_norm(x))
+        expand, relu, contract, _ = block.ffn
+        output: Tensor = x + contract(relu(expand(block.ffn_layer_norm(x))))
+        return output
+
+    def _attend_to_prefix(self, x: Tensor, position: int) -> Tensor:
+        qkv = F.linear(x, self.qkv_weight).view(self.qkv_shape).transpose(0, 1)
+        self.cache[:, :, :, position] = qkv[1:]
+        keys, values = self.cache[:, :, :, : position + 1]
+        output = scaled_dot_product_attention(qkv[0].unsqueeze(2), keys, values)
+        return self.block.self_attn.proj_o(output.flatten(1))  # type: ignore[no-any-return]
+
+    def _attend_to_slots(self, x: Tensor) -> Tensor:
+        cross = self.block.encoder_decoder_attn
+        queries = cross.split_heads(cross.proj_q(x).unsqueeze(1))
+        output = scaled_dot_product_attention(queries, self.slot_keys, self.slot_values)
+        return cross.proj_o(output.flatten(1))  # type: ignore[no-any-return]

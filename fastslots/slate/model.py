@@ -1,0 +1,250 @@
+"""SLATE: a dVAE's tokens, slot attention over them, and a transformer that reads the slots."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastslots.initialization import linear
+from fastslots.slate import official, pretrained
+from fastslots.slate.checks import check_ids, check_image, check_slots
+from fastslots.slate.config import SLATEConfig
+from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
+from fastslots.slate.dvae import DVAE, sample_tokens
+from fastslots.slate.generation import generate_tokens
+from fastslots.slate.slot_encoder import SlotEncoder
+
+
+class SLATEOutput(NamedTuple):
+    """What a training step computes.
+
+    Attributes:
+        cross_entropy: Nats, summed over an image's tokens, mean over the batch; scalar.
+        mse: Squared error of the dVAE, summed over an image's values, mean over the batch; scalar.
+        recon: The dVAE's reconstruction, clamped to [0, 1], ``[B, C, S, S]``.
+        attn: Attention of every token over the slots, ``[B, N, K]``.
+        ids: The tokens that slots and transformer saw, ``[B, N]`` int64.
+        slots: The final slots, ``[B, K, slot_size]``.
+    """
+
+    cross_entropy: Tensor
+    mse: Tensor
+    recon: Tensor
+    attn: Tensor
+    ids: Tensor
+    slots: Tensor
+
+
+class SLATE(nn.Module):
+    """Learns slots by predicting an image's tokens from them, one after the other.
+
+    In training mode the tokens are drawn with Gumbel noise and dropout is on. Eval mode has
+    neither: tokens are greedy and the relaxed tokens are the tempered softmax itself, so all that is
+    random is the draw of the initial slots.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        TypeError: If ``config`` is no ``SLATEConfig``.
+
+    Source:
+        Singh et al. 2022, "Illiterate DALL-E Learns to Compose" (SLATE).
+    """
+
+    def __init__(self, config: SLATEConfig) -> None:
+        super().__init__()
+        if not isinstance(config, SLATEConfig):
+            raise TypeError(f"config must be a SLATEConfig, got {type(config).__name__}")
+        self.config = config
+        d_model = config.d_model
+        self.dvae = DVAE(config.vocab_size, config.image_channels)
+        self.positional_encoder = PositionalEncoding(1 + config.num_tokens, d_model, config.dropout)
+        self.slot_attn = SlotEncoder(config)
+        self.dictionary = TokenDictionary(config.vocab_size, d_model)
+        self.slot_proj = linear(config.slot_size, d_model, bias=False)
+        self.tf_dec = TransformerDecoder(
+            config.num_decoder_blocks, d_model, config.num_decoder_heads, config.dropout
+        )
+        self.out = linear(d_model, config.vocab_size, bias=False)
+
+    def forward(self, image: Tensor, tau: float = 1.0, hard: bool = False) -> SLATEOutput:
+        """Computes both losses of a batch; their sum is what SLATE minimises.
+
+        No gradient couples the dVAE with the rest: slots and transformer see tokens of their own.
+
+        Args:
+            image: Images in [0, 1], ``[B, C, S, S]``, in the parameters' dtype.
+            tau: Temperature of the dVAE's relaxed tokens, above 0.
+            hard: Decodes one-hot tokens, with the gradient of the relaxed ones.
+
+        Returns:
+            The losses, and what was computed on the way.
+
+        Raises:
+            ValueError: If ``image`` has another shape or ``tau`` is not above 0.
+            TypeError: If ``image`` has another dtype.
+        """
+        check_image(image, self.config, self.out.weight.dtype)
+        if not tau > 0:
+            raise ValueError(f"tau must be above 0, got {tau}")
+        z, ids = sample_tokens(self.dvae.encoder(image), tau, hard, noisy=self.training)
+        recon = self.dvae.decoder(z)
+        mse = (image - recon).square().sum() / image.shape[0]
+
+        embeddings = self.positional_encoder(self.dictionary(ids))
+        slots, attn = self.slot_attn(embeddings[:, 1:])
+        cross_entropy = self._cross_entropy(embeddings[:, :-1], ids, slots)
+        return SLATEOutput(cross_entropy, mse, recon.clamp(0, 1), attn, ids, slots)
+
+    @torch.no_grad()
+    def tokenize(self, image: Tensor) -> Tensor:
+        """The dVAE's greedy tokens ``[B, N]`` int64 of ``image``, ``[B, C, S, S]`` in [0, 1].
+
+        Raises:
+            ValueError: If ``image`` has another shape.
+            TypeError: If ``image`` has another dtype.
+        """
+        check_image(image, self.config, self.out.weight.dtype)
+        ids: Tensor = self.dvae.encoder(image).argmax(dim=1).flatten(1)
+        return ids
+
+    def encode(self, ids: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Binds tokens to slots.
+
+        Args:
+            ids: Tokens in [0, V), ``[B, N]`` int64.
+            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a fresh draw.
+
+        Returns:
+            The final slots, ``[B, K, slot_size]``, and the attention of every token over the slots,
+            ``[B, N, K]``.
+
+        Raises:
+            ValueError: If a shape is wrong or a token is out of range.
+            TypeError: If a dtype is wrong.
+        """
+        check_ids(ids, self.config)
+        if slots is not None:
+            check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
+        embeddings = self.positional_encoder(self.dictionary(ids))
+        final_slots, attn = self.slot_attn(embeddings[:, 1:], slots)
+        return final_slots, attn
+
+    def token_cross_entropy(self, ids: Tensor, slots: Tensor) -> Tensor:
+        """Teacher-forced cross-entropy of tokens given slots.
+
+        Args:
+            ids: Tokens in [0, V), ``[B, N]`` int64.
+            slots: Final slots, ``[B, K, slot_size]``.
+
+        Returns:
+            Nats, summed over an image's tokens, mean over the batch; scalar.
+
+        Raises:
+            ValueError: If a shape is wrong or a token is out of range.
+            TypeError: If a dtype is wrong.
+        """
+        check_ids(ids, self.config)
+        check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
+        embeddings = self.positional_encoder(self.dictionary(ids))
+        return self._cross_entropy(embeddings[:, :-1], ids, slots)
+
+    @torch.no_grad()
+    def generate(self, slots: Tensor) -> Tensor:
+        """Generates tokens from slots, each the likeliest given those before it.
+
+        Dropout is off in either mode.
+
+        Args:
+            slots: Final slots, ``[B, K, slot_size]``.
+
+        Returns:
+            Tokens in [0, V), ``[B, N]`` int64.
+
+        Raises:
+            ValueError: If ``slots`` has another shape.
+            TypeError: If ``slots`` has another dtype.
+        """
+        check_slots(slots, self.config, self.out.weight.dtype)
+        return generate_tokens(
+            self.tf_dec,
+            self.slot_proj(slots),
+            self.dictionary.dictionary.weight,
+            self.positional_encoder,
+            self.out,
+            self.config.num_tokens,
+        )
+
+    @torch.no_grad()
+    def reconstruct(self, image: Tensor, slots: Tensor | None = None) -> Tensor:
+        """Passes images through the slots: tokenise, encode, generate, decode.
+
+        Dropout is off in either mode.
+
+        Args:
+            image: Images in [0, 1], ``[B, C, S, S]``.
+            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a fresh draw.
+
+        Returns:
+            Images, ``[B, C, S, S]``, clamped to [0, 1].
+
+        Raises:
+            ValueError: If a shape is wrong.
+            TypeError: If a dtype is wrong.
+        """
+        ids = self.tokenize(image)
+        if slots is not None:
+            check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
+        embeddings = self.dictionary(ids) + self.positional_encoder.pe
+        final_slots, _ = self.slot_attn(embeddings[:, 1:], slots)
+        return self.dvae.decode_ids(self.generate(final_slots)).clamp(0, 1)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``config.json`` and ``model.safetensors``; see ``pretrained.save``."""
+        pretrained.save(folder, self.config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+        """Reads what ``save_pretrained`` wrote, on the CPU and in the saved dtype.
+
+        Raises:
+            FileNotFoundError: If the folder or one of its two files is missing.
+            ValueError: If a file is corrupt, a setting unknown, or a tensor missing or misshaped.
+        """
+        config, entries = pretrained.load(folder)
+        model = cls(config)
+        pretrained.fill(model, entries)
+        return model
+
+    @classmethod
+    def from_official(cls, state_dict: Mapping[str, Any], **config: Any) -> Self:
+        """Builds a model from the state dict, or the checkpoint, of the public SLATE code.
+
+        Args:
+            state_dict: The public model's state dict, or a dict that holds it as ``"model"``.
+            **config: Settings of ``SLATEConfig``. Widths, depth, vocabulary and image size come
+                from the shapes; ``num_slots``, ``num_iterations``, ``num_decoder_heads``,
+                ``num_slot_heads`` and ``gradient`` cannot, and one left out takes its default with
+                a warning. The public model is ``gradient="unrolled"``.
+
+        Returns:
+            A model equal to the public one, in its dtype and on the CPU.
+
+        Raises:
+            ValueError: If a setting contradicts the shapes or is unknown, or an entry is missing,
+                unexpected or misshaped.
+            TypeError: If ``state_dict`` maps no names to tensors.
+        """
+        settings, entries = official.read_official(state_dict, config)
+        model = cls(settings)
+        pretrained.fill(model, entries, official.NAMES, official.HINT)
+        return model
+
+    def _cross_entropy(self, embeddings: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+        features = self.tf_dec(embeddings, self.slot_proj(slots))
+        logits = self.out(features).flatten(0, 1)
+        return F.cross_entropy(logits, ids.flatten(), reduction="sum") / ids.shape[0]

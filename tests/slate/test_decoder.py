@@ -1,0 +1,61 @@
+"""The transformer decoder: causality, dropout, positions."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
+from tests.slate.small_models import perturbed
+
+
+def make_decoder(dropout: float = 0.0) -> TransformerDecoder:
+    torch.manual_seed(0)
+    return perturbed(TransformerDecoder(3, 24, num_heads=4, dropout=dropout)).double()
+
+
+def make_inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 9, 24, generator=generator, dtype=torch.float64)
+    context = torch.randn(2, 3, 24, generator=generator, dtype=torch.float64)
+    return x, context
+
+
+@pytest.mark.parametrize("position", [0, 4, 8])
+def test_a_position_sees_itself_and_those_before_it(position):
+    decoder, (x, context) = make_decoder(), make_inputs()
+    x.requires_grad_()
+    decoder(x, context)[:, position].square().sum().backward()
+    seen = x.grad.abs().amax(dim=(0, 2)) > 0
+    assert seen.tolist() == [index <= position for index in range(9)]
+
+
+def test_ignores_the_order_of_the_slots_but_not_their_values():
+    decoder, (x, context) = make_decoder(), make_inputs()
+    output = decoder(x, context)
+    torch.testing.assert_close(decoder(x, context.flip(1)), output)
+    assert (decoder(x, 2 * context) - output).abs().max() > 1e-3
+
+
+def test_the_first_block_alone_forgets_the_scale_of_its_input():
+    decoder, (x, context) = make_decoder(), make_inputs()
+    first, second = decoder.blocks[0], decoder.blocks[1]
+    for block, forgets in ((first, True), (second, False)):
+        difference = (block(1e3 * x, context) - block(x, context)).abs().max()
+        assert (difference < 1e-3).item() is forgets
+
+
+@pytest.mark.parametrize("part", ["decoder", "positions"])
+def test_drops_out_in_training_mode_alone(part):
+    x, context = make_inputs()
+    decoder, positions = make_decoder(dropout=0.5), PositionalEncoding(9, 24, dropout=0.5).double()
+    call = (lambda: decoder(x, context)) if part == "decoder" else (lambda: positions(x))
+    assert not torch.equal(call(), call())
+    decoder.eval()
+    positions.eval()
+    assert torch.equal(call(), call())
+
+
+def test_the_dictionary_begins_every_sequence_with_row_0():
+    dictionary = TokenDictionary(5, 24)
+    embeddings = dictionary(torch.tensor([[0, 4]]))
+    assert torch.equal(embeddings, dictionary.dictionary.weight[[0, 1, 5]].unsqueeze(0))

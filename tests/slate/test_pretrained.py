@@ -1,0 +1,134 @@
+"""Saving and loading models."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from fastslots.slate import SLATE
+from tests.slate.small_models import small_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "models" / "slate"
+    small_model().save_pretrained(path)
+    return path
+
+
+def settings_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_loads_what_was_saved_to_the_bit(tmp_path, dtype):
+    model = small_model(num_slot_heads=2, slot_init="learned").to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = SLATE.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert loaded.out.weight.dtype == dtype
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_writes_two_readable_files_and_no_pickle(folder):
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert settings_of(folder)["num_slots"] == 3
+    assert b"pickle" not in (folder / "model.safetensors").read_bytes()[:2000]
+
+
+def test_replaces_an_earlier_model(folder):
+    model = small_model(seed=1, num_slots=4)
+    model.save_pretrained(folder)
+    assert SLATE.from_pretrained(folder).config.num_slots == 4
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("failing_write", [1, 2])
+def test_a_full_disk_leaves_the_earlier_model(folder, monkeypatch, failing_write):
+    before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    assert len(before) == 2
+    calls = []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) == failing_write:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        small_model(seed=1, num_slots=4).save_pretrained(folder)
+    assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before
+
+
+def test_refuses_to_write_into_a_file(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OSError, match="taken"):
+        small_model().save_pretrained(tmp_path / "taken")
+
+
+def test_names_a_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent"):
+        SLATE.from_pretrained(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_names_a_missing_file(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"holds no {name}"):
+        SLATE.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"num_slots": 3', b"\xff\xfe{}"])
+def test_refuses_a_corrupt_config(folder, content):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json is no valid JSON"):
+        SLATE.from_pretrained(folder)
+
+
+def test_refuses_a_config_that_is_no_object(folder):
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json must hold a JSON object, got list"):
+        SLATE.from_pretrained(folder)
+
+
+def test_names_unknown_and_missing_settings(folder):
+    settings = settings_of(folder)
+    settings["slots"] = settings.pop("num_slots")
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"unknown \['slots'\], missing \['num_slots'\]"):
+        SLATE.from_pretrained(folder)
+
+
+def test_names_a_setting_out_of_range(folder):
+    (folder / "config.json").write_text(json.dumps(settings_of(folder) | {"num_slots": "3"}))
+    with pytest.raises(ValueError, match=r"config.json: num_slots must be an integer .*'3'"):
+        SLATE.from_pretrained(folder)
+
+
+def test_names_misshaped_tensors(folder):
+    (folder / "config.json").write_text(json.dumps(settings_of(folder) | {"vocab_size": 41}))
+    with pytest.raises(
+        ValueError, match=r"misshaped .*out.weight \(40, 24\) in place of \(41, 24\)"
+    ):
+        SLATE.from_pretrained(folder)
+
+
+def test_names_missing_and_unexpected_tensors(folder):
+    (folder / "config.json").write_text(json.dumps(settings_of(folder) | {"num_decoder_blocks": 2}))
+    with pytest.raises(ValueError, match=r"unexpected .*tf_dec.blocks.2.ffn"):
+        SLATE.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(settings_of(folder) | {"num_decoder_blocks": 4}))
+    with pytest.raises(ValueError, match=r"misses .*tf_dec.blocks.3.ffn"):
+        SLATE.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
+def test_refuses_corrupt_weights(folder, damage):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[:-100], "empty": b"", "garbage": b"x" * 100}[damage])
+    with pytest.raises(ValueError, match=r"model.safetensors is no valid safetensors file"):
+        SLATE.from_pretrained(folder)
