@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fastslots.cli.benchmark import benchmark
 from fastslots.cli.reconstruct import reconstruct
 from fastslots.cli.train import train
 
@@ -16,3 +17,4 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(reconstruct)
+app.command()(benchmark)

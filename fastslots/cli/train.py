@@ -26,6 +26,7 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
         "d_model": 64,
         "num_decoder_blocks": 3,
         "num_decoder_heads": 4,
+        "dropout": 0.0,
         "slot_size": 64,
         "mlp_hidden_size": 64,
         "num_iterations": 3,

@@ -32,7 +32,7 @@ class DVAE(nn.Module):
             *(_ConvBlock(_WIDTH, _WIDTH) for _ in range(6)),
             _output_conv(_WIDTH, vocab_size),
         )
-        self.decoder = nn.Sequential(
+        self.decoder = _Decoder(
             _ConvBlock(vocab_size, _WIDTH),
             *_upsampling_stage(),
             *_upsampling_stage(),
@@ -117,6 +117,25 @@ class _ConvBlock(nn.Module):
 
     def normalize(self, x: Tensor) -> Tensor:
         return F.relu(F.group_norm(x, 1, self.weight, self.bias))
+
+
+class _Decoder(nn.Sequential):
+    """Layers that end in a pixel shuffle and a 1 x 1 convolution, computed in the other order.
+
+    The two commute. Convolved first, the full-size map has the channels of an image, not 64.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        *layers, shuffle, output = self
+        for layer in layers:
+            x = layer(x)
+        b, _, h, w = x.shape
+        conv = cast(nn.Conv2d, output)
+        # The shuffle reads its channels as (64, 2, 2): a product over the first of these.
+        weight = conv.weight[:, :, 0, 0].expand(b, -1, -1)
+        pixels = torch.bmm(weight, x.reshape(b, _WIDTH, 4 * h * w))
+        image: Tensor = shuffle(pixels.view(b, 4 * conv.out_channels, h, w))
+        return image + cast(Tensor, conv.bias).view(-1, 1, 1)
 
 
 def _upsampling_stage() -> list[nn.Module]:

@@ -89,8 +89,7 @@ def restore_checkpoint(
     tensors: dict[str, Tensor] = safetensors.load_file(folder / "optimizer.safetensors")
     for name, parameter in _trained(model):
         optimizer.state[parameter] = {
-            key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else parameter.device)
-            for key in _ADAM_STATE
+            key: tensors[f"{key}.{name}"].to(parameter.device) for key in _ADAM_STATE
         }
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     return int(state["step"]), Plateau(**state["plateau"])

@@ -100,7 +100,8 @@ class _Trainer:
             [
                 {"params": [p for p in self.parameters if id(p) in dvae]},
                 {"params": [p for p in self.parameters if id(p) not in dvae]},
-            ]
+            ],
+            fused=True,
         )
         self.plateau = Plateau()
         self.validation_batches = self._batches(validation_set)

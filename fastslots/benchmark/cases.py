@@ -1,0 +1,189 @@
+"""What is measured: shapes by name, and ways to compute them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fastslots_kernels import resolve_backend
+
+DEFAULT_ITERATIONS = (1, 3, 7, 15, 31, 63)
+DTYPES = {str(t)[6:]: t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
+BACKENDS = ("reference", "torch", "triton")
+GRADIENTS = ("unrolled", "implicit")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape and the numbers of iterations to measure it at.
+
+    Args:
+        name: Of the case; the plot's file is named after it.
+        batch: B.
+        num_inputs: N.
+        input_size: C, width of the inputs.
+        num_slots: K.
+        slot_size: D, width of the slots.
+        mlp_hidden_size: Hidden width of the MLP.
+        num_heads: H, which divides D.
+        dtype: A key of `DTYPES`, for inputs, slots and weights.
+        iterations: T, each measured.
+
+    Raises:
+        ValueError: If a number is no positive int, heads do not divide D, or dtype is unknown.
+    """
+
+    name: str
+    batch: int
+    num_inputs: int
+    input_size: int
+    num_slots: int
+    slot_size: int
+    mlp_hidden_size: int
+    num_heads: int = 1
+    dtype: str = "float32"
+    iterations: tuple[int, ...] = DEFAULT_ITERATIONS
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {tuple(DTYPES)}; got {self.dtype!r}")
+        for name, size in self.sizes.items():
+            if not _is_count(size):
+                raise ValueError(f"{name} must be a positive int; got {size!r}")
+        if self.slot_size % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide slot_size {self.slot_size}; got {self.num_heads}"
+            )
+        if not self.iterations or not all(map(_is_count, self.iterations)):
+            raise ValueError(f"iterations must be positive ints; got {self.iterations!r}")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """All sizes, by field name."""
+        return {
+            "batch": self.batch,
+            "num_inputs": self.num_inputs,
+            "input_size": self.input_size,
+            "num_slots": self.num_slots,
+            "slot_size": self.slot_size,
+            "mlp_hidden_size": self.mlp_hidden_size,
+            "num_heads": self.num_heads,
+        }
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of the inputs."""
+        return self.batch * self.num_inputs * self.input_size * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute a case.
+
+    Args:
+        backend: Of `BACKENDS`.
+        gradient: Of `GRADIENTS`. "unrolled": T tracked iterations. "implicit": T iterations without a
+            graph, then a tracked one (``gradient="neumann"`` with one term).
+        compiled: Under torch.compile.
+    """
+
+    backend: str
+    gradient: str
+    compiled: bool = False
+
+    @property
+    def label(self) -> str:
+        """Backend and compiler: "torch", "reference + compile"."""
+        return self.backend + (" + compile" if self.compiled else "")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was not measured, and why. None: all values of that field."""
+
+    provider: str
+    reason: str
+    case: str | None = None
+    gradient: str | None = None
+    iterations: int | None = None
+
+
+# slate*: field sizes of SLATE at 64, 96 and 128 pixels. clevr: slot attention on 128 x 128 features.
+# dinosaur: DINOSAUR on ViT features. cpu-targets: what CHANGELOG and README claim for two cores.
+PRESETS: dict[str, tuple[Case, ...]] = {
+    "small": (Case("small", 16, 256, 192, 6, 192, 192),),
+    "slate64": (Case("slate64", 50, 256, 192, 6, 192, 192),),
+    "slate96": (Case("slate96", 50, 576, 192, 6, 192, 192),),
+    "slate128": (Case("slate128", 50, 1024, 192, 12, 192, 192),),
+    "clevr": (Case("clevr", 64, 16_384, 64, 11, 64, 128),),
+    "dinosaur": (Case("dinosaur", 64, 1369, 256, 11, 256, 1024),),
+    "cpu-targets": (
+        Case("tokens-256", 16, 256, 192, 6, 192, 192, iterations=(7,)),
+        Case("tokens-1024", 8, 1024, 192, 12, 192, 192, iterations=(1, 7, 64)),
+        Case("features-16384", 2, 16_384, 64, 11, 64, 64, iterations=(3,)),
+    ),
+}
+
+
+def preset(name: str) -> tuple[Case, ...]:
+    """The cases of a preset.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {tuple(PRESETS)}; got {name!r}")
+    return PRESETS[name]
+
+
+def choose_providers(
+    device: torch.device,
+    backends: Sequence[str] | None = None,
+    gradients: Sequence[str] = GRADIENTS,
+    compiled: bool = True,
+) -> tuple[list[Provider], list[Skipped]]:
+    """The ways to compute that can run, and those that cannot.
+
+    Args:
+        device: Where to run.
+        backends: By name. Default: all, those that cannot run being skipped.
+        gradients: By name.
+        compiled: Whether to add torch.compile of the reference.
+
+    Raises:
+        ValueError: If a backend or gradient is unknown or none is given, or a backend asked for by
+            name has no speed to measure on the device.
+        RuntimeError: If a backend asked for by name cannot run.
+    """
+    _check_names("backend", backends, BACKENDS)
+    _check_names("gradient", gradients, GRADIENTS)
+    providers, skipped = [], []
+    for backend in backends or BACKENDS:
+        try:
+            resolve_backend(backend)
+            if backend == "triton" and device.type == "cpu":
+                raise ValueError(
+                    "backend 'triton' cannot be measured on a CPU: "
+                    f"TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET', '')} shows results, not speed"
+                )
+        except (RuntimeError, ValueError) as error:
+            if backends is not None:
+                raise
+            skipped.append(Skipped(backend, str(error)))
+            continue
+        providers += [Provider(backend, gradient) for gradient in gradients]
+    if compiled:
+        providers += [Provider("reference", gradient, compiled=True) for gradient in gradients]
+    return providers, skipped
+
+
+def _check_names(what: str, names: Sequence[str] | None, valid: tuple[str, ...]) -> None:
+    if names is not None and not (names and set(names) <= set(valid)):
+        raise ValueError(f"{what} must be one or more of {valid}; got {list(names)}")

@@ -1,0 +1,161 @@
+"""``fastslots benchmark``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fastslots.benchmark import (
+    Case,
+    Results,
+    choose_providers,
+    markdown,
+    plot_case,
+    preset,
+    result_tables,
+    run_benchmark,
+)
+from fastslots.benchmark.report import LEGEND, environment_line, skipped_lines
+from fastslots.devices import choose_device
+
+# Compiling 63 unrolled iterations takes minutes on two cores.
+CPU_COMPILE_LIMIT_S = 20.0
+
+
+def benchmark(
+    preset_name: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="small, slate64, slate96, slate128, clevr, dinosaur or cpu-targets. "
+            "Default: slate64 on CUDA, small on a CPU.",
+        ),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="reference, torch or triton; may be repeated. Default: all that can run."
+        ),
+    ] = None,
+    gradient: Annotated[
+        list[str] | None,
+        typer.Option(help="unrolled or implicit; may be repeated. Default: both."),
+    ] = None,
+    iterations: Annotated[
+        str | None,
+        typer.Option(help="Numbers of iterations, as 1,3,7. Default: 1,3,7,15,31,63."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16 or float64. Default: float32.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="B. Default, as below: the preset's.")] = None,
+    inputs: Annotated[int | None, typer.Option(help="N, inputs per image.")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="C, D and the width of the MLP: inputs and slots.")
+    ] = None,
+    mlp_width: Annotated[int | None, typer.Option(help="Hidden width of the MLP.")] = None,
+    slots: Annotated[int | None, typer.Option(help="K.")] = None,
+    heads: Annotated[int | None, typer.Option(help="H.")] = None,
+    compile: Annotated[
+        bool, typer.Option(help="Measure torch.compile of the reference too.")
+    ] = True,
+    compile_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds for compiling; what would take longer is left out. "
+            f"Default: {CPU_COMPILE_LIMIT_S:.0f} on a CPU, none on CUDA."
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds of timing.")] = 20,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds for timing one shape; no less than 3 rounds.")
+    ] = 15.0,
+    output: Annotated[Path, typer.Option(help="Folder for the JSON file and the plots.")] = Path(
+        "runs/benchmark"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Measures slot attention against the number of iterations: time, memory kept, peak memory.
+
+    Writes OUTPUT/PRESET.json and, for every shape, a plot OUTPUT/SHAPE.png.
+    """
+    where = choose_device(device)
+    name = preset_name or ("slate64" if where.type == "cuda" else "small")
+    changes = {
+        "batch": batch,
+        "num_inputs": inputs,
+        "input_size": width,
+        "slot_size": width,
+        "mlp_hidden_size": mlp_width or width,
+        "num_slots": slots,
+        "num_heads": heads,
+    }
+    cases = _cases(name, {field: value for field, value in changes.items() if value is not None})
+    if dtype is not None:
+        cases = [dataclasses.replace(case, dtype=dtype) for case in cases]
+    if iterations is not None:
+        counts = _parse_iterations(iterations)
+        cases = [dataclasses.replace(case, iterations=counts) for case in cases]
+    providers, skipped = choose_providers(
+        where, backend, gradient or ("unrolled", "implicit"), compile
+    )
+    _check_writable(output)
+    if compile_limit is None:
+        compile_limit = CPU_COMPILE_LIMIT_S if where.type == "cpu" else math.inf
+
+    with Console(stderr=True).status("measuring") as status:
+        results = run_benchmark(
+            cases,
+            providers,
+            where,
+            skipped=skipped,
+            repeats=repeats,
+            time_limit_s=time_limit,
+            compile_limit_s=compile_limit,
+            progress=status.update,
+        )
+    _show(results)
+    results.save(output / f"{name}.json")
+    for case in results.cases():
+        plot_case(results, case, output / f"{case}.png")
+    typer.echo(f"wrote {output / name}.json and a plot for every shape")
+
+
+def _cases(name: str, changes: dict[str, int]) -> list[Case]:
+    cases = list(preset(name))
+    if not changes:
+        return cases
+    if len(cases) > 1:
+        raise ValueError(f"preset {name!r} has several shapes: leave the flags of shapes out")
+    return [dataclasses.replace(cases[0], **changes)]  # type: ignore[arg-type]
+
+
+def _parse_iterations(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"iterations must be positive ints, as 1,3,7; got {text!r}") from None
+
+
+def _check_writable(folder: Path) -> None:
+    """Before minutes of measuring, not after."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _show(results: Results) -> None:
+    console = Console()
+    if not console.is_terminal:
+        typer.echo(markdown(results))
+        return
+    for table in result_tables(results):
+        console.print(table)
+    for line in [*skipped_lines(results.skipped), LEGEND, environment_line(results)]:
+        console.print(line, markup=False, highlight=False)

@@ -1,0 +1,89 @@
+import json
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from fastslots.cli import benchmark as command
+from fastslots.cli.benchmark import benchmark
+
+TINY = ["--device", "cpu", "--batch", "2", "--inputs", "10", "--width", "8", "--slots", "3"]
+
+
+def run(*arguments):
+    app = typer.Typer()
+    app.command()(benchmark)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_writes_a_table_a_json_file_and_a_plot(tmp_path):
+    result = run(
+        *TINY, "--iterations", "1,3", "--repeats", "3", "--no-compile", "--output", str(tmp_path)
+    )
+    assert result.exit_code == 0, result.output
+    assert "| torch | implicit | 3 |" in result.stdout
+    content = json.loads((tmp_path / "small.json").read_text())
+    assert {"schema", "environment", "rows", "skipped"} == content.keys()
+    row = content["rows"][0]
+    assert (row["batch"], row["num_inputs"], row["mlp_hidden_size"]) == (2, 10, 8)
+    assert {r["iterations"] for r in content["rows"]} == {1, 3}
+    assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measures_what_is_asked_for_alone(tmp_path):
+    result = run(
+        *(*TINY, "--iterations", "2", "--repeats", "3", "--no-compile", "--output", str(tmp_path)),
+        *("--backend", "torch", "--gradient", "implicit", "--dtype", "float64", "--heads", "2"),
+        *("--mlp-width", "4"),
+    )
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads((tmp_path / "small.json").read_text())["rows"]
+    assert (row["provider"], row["gradient"], row["dtype"]) == ("torch", "implicit", "float64")
+    assert (row["num_heads"], row["mlp_hidden_size"]) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "huge"], "preset must be one of .*; got 'huge'"),
+        (["--backend", "jax"], "backend must be one or more of .*'jax'"),
+        (["--gradient", "neumann"], "gradient must be one or more of .*'neumann'"),
+        (["--dtype", "int8"], "dtype must be one of .*; got 'int8'"),
+        (["--device", "tpu"], "device must be .*; got 'tpu'"),
+        (["--device", "cuda:9"], "device 'cuda:9' is not there"),
+        (["--iterations", "1,x"], "iterations must be positive ints, as 1,3,7; got '1,x'"),
+        (["--iterations", "1.5"], "iterations must be positive ints, as 1,3,7; got '1.5'"),
+        (["--iterations", "0"], r"iterations must be positive ints; got \(0,\)"),
+        (["--batch", "0"], "batch must be a positive int; got 0"),
+        (["--preset", "cpu-targets", "--batch", "2"], "preset 'cpu-targets' has several shapes"),
+        (["--repeats", "1"], "repeats must be at least 3; got 1"),
+    ],
+)
+def test_rejects(tmp_path, arguments, message):
+    result = run(*arguments, "--output", str(tmp_path))
+    assert isinstance(result.exception, ValueError)
+    with pytest.raises(ValueError, match=message):
+        raise result.exception
+
+
+def test_rejects_cuda_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    result = run("--device", "cuda")
+    assert isinstance(result.exception, ValueError)
+    assert "device 'cuda' is not there" in str(result.exception)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_measuring(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "run_benchmark", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    result = run(*TINY, "--output", str(tmp_path / "file" / "runs"))
+    assert isinstance(result.exception, OSError)
+    assert "file" in str(result.exception)
+
+
+def test_shows_what_its_flags_mean():
+    result = run("--help")
+    assert result.exit_code == 0
+    for flag in ("preset", "iterations", "output"):
+        assert flag in result.stdout
