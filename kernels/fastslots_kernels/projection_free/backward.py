@@ -15,7 +15,6 @@ from fastslots_kernels.projection_free.forward import (
     Maps,
     Normalized,
     SlotKeys,
-    add_epsilon,
     attend,
     compute_dtype,
     from_virtual_slots,
@@ -72,9 +71,7 @@ def step_backward(
         d_slots, d_sums, d_total = _update_backward(
             slots.to(w.dtype), maps, w, num_heads, d_new.to(w.dtype), grads
         )
-    d_inputs, d_m, d_c = _attend_backward(
-        inputs, x, maps, keys.m, mask, epsilon, d_attn, d_sums, d_total, need_inputs
-    )
+    d_inputs, d_m, d_c = _attend_backward(x, maps, keys.m, d_attn, d_sums, d_total, need_inputs)
     d_from_keys = _keys_backward(slots.to(w.dtype), keys, w, num_heads, d_m, d_c, grads)
     d_slots = d_from_keys if d_slots is None else d_slots + d_from_keys
 
@@ -83,44 +80,49 @@ def step_backward(
         grads[name].to(value.dtype) if name in grads else torch.zeros_like(value)
         for name, value in tensors.items()
     ]
+    if d_inputs is not None:
+        d_inputs = d_inputs.to(inputs.dtype)
     return d_inputs, d_slots.view_as(slots).to(slots.dtype), d_weights
 
 
 def _attend_backward(
-    inputs: Tensor,
     x: Normalized,
     maps: Maps,
     m: Tensor,
-    mask: Tensor | None,
-    epsilon: float,
     d_attn: Tensor | None,
     d_sums: Tensor | None,
     d_total: Tensor | None,
     need_inputs: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of the inputs, of ``m`` and of ``c``."""
-    values, attn = x.values, maps.attn
-    if d_sums is None or d_total is None:
-        d_weights = torch.zeros_like(attn)
-    else:
-        d_weights = tile_bmm(d_sums, values.mT) + d_total.unsqueeze(-1)
-    if d_attn is not None:
-        d_weights = d_weights + d_attn
-    # attn is 0 at masked inputs, and so is everything that follows from it.
-    d_logits = attn * (d_weights - (d_weights * attn).sum(1, keepdim=True))
+    """Gradients of the inputs, of ``m`` and of ``c``. Takes the memory of ``x.values``.
 
-    d_inputs = None
-    if need_inputs:
-        # d x̃ = Aᵀ dU + dLᵀ m, as one product over 2 H K.
-        left, right = d_logits, m
-        if d_sums is not None:
-            left = torch.cat([add_epsilon(attn, mask, epsilon), d_logits], dim=1)
-            right = torch.cat([d_sums, m], dim=1)
-        d_values = torch.bmm(left.to(values.dtype).mT, right.to(values.dtype)).to(inputs.dtype)
-        d_inputs, _, _ = _norm_backward(d_values, inputs, x.mean, x.rstd, None, None)
-        if mask is not None:
-            d_inputs = d_inputs.masked_fill(~mask.unsqueeze(-1), 0)
-    return d_inputs, tile_bmm(d_logits, values), d_logits.sum(-1)
+    At masked inputs P and P + epsilon are 0, and so is everything that follows from them.
+    """
+    values, attn, weights = x.values, maps.attn, maps.weights
+    if d_sums is None or d_total is None:
+        d_sums, d_total = torch.zeros_like(m), torch.zeros_like(maps.total)
+    sums_products = tile_bmm(d_sums, values.mT)  # x̃ · dU
+    d_weights = sums_products + d_total.unsqueeze(-1)
+    if d_attn is not None:
+        d_weights += d_attn
+    d_logits = attn * (d_weights - (d_weights * attn).sum(1, keepdim=True))
+    d_m, d_c = tile_bmm(d_logits, values), d_logits.sum(-1)
+    if not need_inputs:
+        return None, d_m, d_c
+
+    # dx = rstd (dx̃ - mean(dx̃) - x̃ mean(dx̃ ∘ x̃)) with dx̃ = Aᵀ dU + dLᵀ m. Both means over C follow
+    # from maps at hand, so that dx is x̃ scaled plus one product, without another tensor of its size.
+    size = values.shape[-1]
+    along = (weights * sums_products).sum(1) + (d_logits * maps.products).sum(1)
+    rows = torch.cat([d_sums, m], dim=1)
+    maps_of_rows = torch.cat([weights, d_logits], dim=1)
+    mean = torch.bmm(rows.sum(-1).unsqueeze(1), maps_of_rows)
+    left = torch.cat([maps_of_rows, mean / -size], dim=1) * x.rstd.unsqueeze(1)
+    right = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+    scale = (along * x.rstd / -size).unsqueeze(-1)
+    if values.dtype == left.dtype:
+        return values.mul_(scale).baddbmm_(left.mT, right), d_m, d_c
+    return values * scale + tile_bmm(left.mT, right.to(values.dtype)), d_m, d_c
 
 
 class _Gates(NamedTuple):
@@ -235,13 +237,12 @@ def _norm_backward(
     x: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a LayerNorm's input, scale and shift; the last two only of an affine one."""
-    wanted = [True, weight is not None, bias is not None]
+    """Gradients of a LayerNorm's input, scale and shift."""
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
-        d_out, x, x.shape[-1:], mean, rstd, weight, bias, wanted
+        d_out, x, x.shape[-1:], mean, rstd, weight, bias, [True, True, True]
     )
     return grads
 

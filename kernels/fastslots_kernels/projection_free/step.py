@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fastslots_kernels.projection_free.backward import step_backward
 from fastslots_kernels.projection_free.forward import (
-    attend,
+    attend_into,
     compute_dtype,
     normalize,
     slot_keys,
@@ -44,27 +44,73 @@ class ProjectionFreeStep:
         with torch.no_grad():
             eps = weights.norm_inputs_eps
             self.normalized = normalize(inputs, mask, eps, tile_dtype(inputs)).values
+        self.memory: _Memory | None = None
 
     def __call__(self, slots: Tensor, *, return_attn: bool) -> tuple[Tensor, Tensor | None]:
-        """``[B, K, D]`` slots to the next ones, and the softmax ``[B, N, K]`` summed over heads."""
-        w = self.weights
+        """``[B, K, D]`` slots to the next ones, and the softmax ``[B, N, K]`` summed over heads.
+
+        Without a graph, steps share the memory of their maps: the attention is valid until the next call.
+        """
         with torch.autocast(self.inputs.device.type, enabled=False):
-            new, attn = _Step.apply(
-                self.inputs,
-                slots,
-                self.normalized,
-                self.mask,
-                self.num_heads,
-                self.epsilon,
-                w.norm_eps,
-                *w.named_tensors().values(),
-            )
+            new, attn = self._tracked(slots) if torch.is_grad_enabled() else self._untracked(slots)
         if not return_attn:
             return new, None
         if self.num_heads > 1:
             b, virtual, n = attn.shape
             attn = attn.view(b, self.num_heads, virtual // self.num_heads, n).sum(1)
         return new, attn.to(slots.dtype).transpose(1, 2)
+
+    def _untracked(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        if self.memory is None:
+            self.memory = _new_memory(self.normalized, slots, self.num_heads)
+        w = self.weights.to(compute_dtype(self.inputs))
+        new = _forward(
+            self.normalized, slots, w, self.mask, self.num_heads, self.epsilon, *self.memory
+        )
+        return new, self.memory.attn
+
+    def _tracked(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = _Step.apply(
+            self.inputs,
+            slots,
+            self.normalized,
+            self.mask,
+            self.num_heads,
+            self.epsilon,
+            self.weights.norm_eps,
+            *self.weights.named_tensors().values(),
+        )
+        return result
+
+
+class _Memory(NamedTuple):
+    """Memory for two maps over the inputs, ``[B, H K, N]``: two tensors, since only one stays alive."""
+
+    attn: Tensor
+    scratch: Tensor
+
+
+def _new_memory(x: Tensor, slots: Tensor, num_heads: int) -> _Memory:
+    shape = (slots.shape[0], num_heads * slots.shape[1], x.shape[1])
+    attn, scratch = (x.new_empty(shape, dtype=compute_dtype(x)) for _ in range(2))
+    return _Memory(attn, scratch)
+
+
+def _forward(
+    x: Tensor,
+    slots: Tensor,
+    w: SlotAttentionWeights,
+    mask: Tensor | None,
+    num_heads: int,
+    epsilon: float,
+    attn: Tensor,
+    scratch: Tensor,
+) -> Tensor:
+    """The new slots; ``attn`` receives the softmax."""
+    old = slots.to(w.dtype)
+    keys = slot_keys(old, w, num_heads)
+    sums, total = attend_into(attn, scratch, x, keys.m, keys.c, mask, epsilon)
+    return update_slots(old, sums, total, w, num_heads).to(slots.dtype)
 
 
 class _Step(torch.autograd.Function):
@@ -83,13 +129,12 @@ class _Step(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         w = SlotAttentionWeights.from_tensors(tensors, norm_eps).to(compute_dtype(inputs))
-        keys = slot_keys(slots.to(w.dtype), w, num_heads)
-        maps = attend(normalized, keys.m, keys.c, mask, epsilon)
-        new = update_slots(slots.to(w.dtype), maps.sums, maps.total, w, num_heads)
+        memory = _new_memory(normalized, slots, num_heads)
+        new = _forward(normalized, slots, w, mask, num_heads, epsilon, *memory)
         ctx.save_for_backward(inputs, slots, mask, *tensors)
         ctx.options = num_heads, epsilon, norm_eps, normalized.dtype
         ctx.set_materialize_grads(False)
-        return new.to(slots.dtype), maps.attn
+        return new, memory.attn
 
     @staticmethod
     @once_differentiable
