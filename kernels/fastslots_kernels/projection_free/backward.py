@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastslots_kernels.projection_free.forward import (
-    Maps,
     Normalized,
     SlotKeys,
-    attend,
+    add_epsilon,
+    assign,
     compute_dtype,
     from_virtual_slots,
     merge_heads,
@@ -36,6 +36,8 @@ _Grads = dict[str, Tensor]  # by the field names of SlotAttentionWeights
 def step_backward(
     inputs: Tensor,
     slots: Tensor,
+    sums: Tensor,
+    total: Tensor,
     weights: SlotAttentionWeights,
     d_new: Tensor | None,
     d_attn: Tensor | None,
@@ -51,6 +53,8 @@ def step_backward(
     Args:
         inputs: ``[B, N, C]``.
         slots: The slots that entered the step, ``[B, K, D]``.
+        sums: ``U`` of the forward, ``[B, H K, C]``.
+        total: ``Z`` of the forward, ``[B, H K]``.
         weights: Of the step.
         d_new: Of the new slots, ``[B, K, D]``, or None for zero.
         d_attn: Of the softmax, ``[B, H K, N]``, or None for zero.
@@ -61,19 +65,21 @@ def step_backward(
         need_inputs: Whether the inputs need a gradient.
     """
     w = weights.to(compute_dtype(inputs))
-    grads: _Grads = {}
-    x = normalize(inputs, mask, w.norm_inputs_eps, tile_dtype)
-    keys = slot_keys(slots.to(w.dtype), w, num_heads)
-    maps = attend(x.values, keys.m, keys.c, mask, epsilon)
-
-    d_slots, d_sums, d_total = None, None, None
+    old, grads = slots.to(w.dtype), dict[str, Tensor]()
+    d_slots = torch.zeros_like(old)
+    d_sums, d_total = torch.zeros_like(sums), torch.zeros_like(total)
     if d_new is not None:
         d_slots, d_sums, d_total = _update_backward(
-            slots.to(w.dtype), maps, w, num_heads, d_new.to(w.dtype), grads
+            old, sums, total, w, num_heads, d_new.to(w.dtype), grads
         )
-    d_inputs, d_m, d_c = _attend_backward(x, maps, keys.m, d_attn, d_sums, d_total, need_inputs)
-    d_from_keys = _keys_backward(slots.to(w.dtype), keys, w, num_heads, d_m, d_c, grads)
-    d_slots = d_from_keys if d_slots is None else d_slots + d_from_keys
+    keys = slot_keys(old, w, num_heads)
+    x = normalize(inputs, mask, w.norm_inputs_eps, tile_dtype)
+    d_inputs, d_m, d_c = _attend_backward(
+        x, keys.m, keys.c, mask, epsilon, d_sums, d_total, d_attn, need_inputs
+    )
+    d_slots = d_slots.view(-1, w.slot_size) + _keys_backward(
+        old, keys, w, num_heads, d_m, d_c, grads
+    )
 
     tensors = weights.named_tensors()
     d_weights = [
@@ -87,42 +93,47 @@ def step_backward(
 
 def _attend_backward(
     x: Normalized,
-    maps: Maps,
     m: Tensor,
+    c: Tensor,
+    mask: Tensor | None,
+    epsilon: float,
+    d_sums: Tensor,
+    d_total: Tensor,
     d_attn: Tensor | None,
-    d_sums: Tensor | None,
-    d_total: Tensor | None,
     need_inputs: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the inputs, of ``m`` and of ``c``. Takes the memory of ``x.values``.
 
-    At masked inputs P and P + epsilon are 0, and so is everything that follows from them.
+    ``dx = rstd (dx̃ - mean(dx̃) - x̃ mean(dx̃ ∘ x̃))`` with ``dx̃ = Aᵀ dU + dLᵀ m``. Both means over C
+    follow from maps at hand, so that dx is x̃ scaled plus one product, made in the place of x̃.
+    At masked inputs P and A are 0, and so is everything that follows from them.
     """
-    values, attn, weights = x.values, maps.attn, maps.weights
-    if d_sums is None or d_total is None:
-        d_sums, d_total = torch.zeros_like(m), torch.zeros_like(maps.total)
+    values, virtual = x.values, m.shape[1]
+    products = tile_bmm(m, values.mT)  # x̃ · m
     sums_products = tile_bmm(d_sums, values.mT)  # x̃ · dU
+    attn = torch.empty_like(products)
+    # Rows: A, dL, and the mean of dx̃ over C.
+    maps = products.new_empty(products.shape[0], 2 * virtual + 1, products.shape[2])
+    weights, d_logits, mean = maps[:, :virtual], maps[:, virtual:-1], maps[:, -1:]
+    assign(products, c, mask, attn, weights)
     d_weights = sums_products + d_total.unsqueeze(-1)
     if d_attn is not None:
         d_weights += d_attn
-    d_logits = attn * (d_weights - (d_weights * attn).sum(1, keepdim=True))
+    torch.sub(d_weights, (d_weights * attn).sum(1, keepdim=True), out=d_logits)
+    d_logits *= attn
     d_m, d_c = tile_bmm(d_logits, values), d_logits.sum(-1)
     if not need_inputs:
         return None, d_m, d_c
 
-    # dx = rstd (dx̃ - mean(dx̃) - x̃ mean(dx̃ ∘ x̃)) with dx̃ = Aᵀ dU + dLᵀ m. Both means over C follow
-    # from maps at hand, so that dx is x̃ scaled plus one product, without another tensor of its size.
-    size = values.shape[-1]
-    along = (weights * sums_products).sum(1) + (d_logits * maps.products).sum(1)
-    rows = torch.cat([d_sums, m], dim=1)
-    maps_of_rows = torch.cat([weights, d_logits], dim=1)
-    mean = torch.bmm(rows.sum(-1).unsqueeze(1), maps_of_rows)
-    left = torch.cat([maps_of_rows, mean / -size], dim=1) * x.rstd.unsqueeze(1)
-    right = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-    scale = (along * x.rstd / -size).unsqueeze(-1)
-    if values.dtype == left.dtype:
-        return values.mul_(scale).baddbmm_(left.mT, right), d_m, d_c
-    return values * scale + tile_bmm(left.mT, right.to(values.dtype)), d_m, d_c
+    add_epsilon(attn, mask, epsilon, out=weights)
+    rows = torch.cat([d_sums, m, torch.ones_like(m[:, :1])], dim=1)
+    along = sums_products.mul_(weights).sum(1) + products.mul_(d_logits).sum(1)
+    scale = along.mul_(x.rstd).div_(-values.shape[-1]).unsqueeze(-1)
+    torch.bmm(rows[:, :-1].mean(-1).unsqueeze(1).neg(), maps[:, :-1], out=mean)
+    maps *= x.rstd.unsqueeze(1)
+    if values.dtype == maps.dtype:
+        return values.mul_(scale).baddbmm_(maps.mT, rows), d_m, d_c
+    return values * scale + tile_bmm(maps.mT, rows.to(values.dtype)), d_m, d_c
 
 
 class _Gates(NamedTuple):
@@ -145,12 +156,18 @@ def _gru(updates: Tensor, slots: Tensor, w: SlotAttentionWeights) -> _Gates:
 
 
 def _update_backward(
-    slots: Tensor, maps: Maps, w: SlotAttentionWeights, num_heads: int, d_new: Tensor, grads: _Grads
+    slots: Tensor,
+    sums: Tensor,
+    total: Tensor,
+    w: SlotAttentionWeights,
+    num_heads: int,
+    d_new: Tensor,
+    grads: _Grads,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the old slots ``[B K, D]``, of ``U`` and of ``Z``; adds those of the weights."""
     b, num_slots, d = slots.shape
     slots, d_new = slots.reshape(b * num_slots, d), d_new.reshape(b * num_slots, d)
-    averaged, mean, divisor = weighted_mean(maps.sums, maps.total, w)
+    averaged, mean, divisor = weighted_mean(sums, total, w)
     updates = project_values(averaged, w, num_heads)
     gates = _gru(updates, slots, w)
     normed, norm_mean, norm_rstd = torch.native_layer_norm(
@@ -175,7 +192,7 @@ def _update_backward(
     by_head = from_virtual_slots(averaged, num_heads)
     grads["project_v"] = torch.bmm(d_by_head.mT, by_head).view_as(w.project_v)
     d_averaged = torch.bmm(d_by_head, per_head(w.project_v, num_heads))
-    d_averaged = to_virtual_slots(d_averaged, b, num_slots) * (maps.total > 0).unsqueeze(-1)
+    d_averaged = to_virtual_slots(d_averaged, b, num_slots) * (total > 0).unsqueeze(-1)
     grads["norm_inputs_weight"] = (d_averaged * mean).sum((0, 1))
     grads["norm_inputs_bias"] = d_averaged.sum((0, 1))
     d_sums = d_averaged * w.norm_inputs_weight / divisor

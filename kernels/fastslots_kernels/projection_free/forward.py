@@ -30,16 +30,6 @@ class SlotKeys(NamedTuple):
     rstd: Tensor
 
 
-class Maps(NamedTuple):
-    """What a pass over the inputs makes, all of it, for the backward."""
-
-    products: Tensor  # x̃ · m, the logits before c, [B, H K, N]
-    attn: Tensor  # P: the softmax over heads and slots, [B, H K, N]
-    weights: Tensor  # P + epsilon where an input is valid, [B, H K, N]
-    sums: Tensor  # U: inputs summed under P + epsilon, [B, H K, C]
-    total: Tensor  # Z: the sum of P + epsilon, [B, H K]
-
-
 def normalize(inputs: Tensor, mask: Tensor | None, eps: float, dtype: torch.dtype) -> Normalized:
     """``[B, N, C]`` inputs normalised over C; masked ones are replaced by zeros first."""
     if mask is not None:
@@ -68,43 +58,38 @@ def slot_keys(slots: Tensor, w: SlotAttentionWeights, num_heads: int) -> SlotKey
     return SlotKeys(m, c, unscaled, q, normed, mean, rstd)
 
 
-def attend(x: Tensor, m: Tensor, c: Tensor, mask: Tensor | None, epsilon: float) -> Maps:
-    """Softmax over the slots and sums over the normalised inputs ``x``, ``[B, N, C]``."""
-    products = tile_bmm(m, x.mT)
-    attn = (products + c.unsqueeze(-1)).softmax(dim=1)
-    if mask is None:
-        weights = attn + epsilon
-    else:
-        valid = mask.unsqueeze(1)
-        attn = attn * valid
-        weights = attn + epsilon * valid
-    return Maps(products, attn, weights, tile_bmm(weights, x), weights.sum(-1))
-
-
-def attend_into(
-    attn: Tensor,
-    scratch: Tensor,
+def attend(
     x: Tensor,
     m: Tensor,
     c: Tensor,
     mask: Tensor | None,
     epsilon: float,
+    attn: Tensor,
+    scratch: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """`attend` for ``U`` and ``Z`` alone, in given memory: ``attn`` and ``scratch``, ``[B, H K, N]``.
+    """Sums over the normalised inputs ``x``, ``[B, N, C]``, under a softmax over the slots.
 
-    New memory costs a page fault every 4 KiB, on a CPU more than the arithmetic.
+    Returns ``U`` ``[B, H K, C]`` and ``Z`` ``[B, H K]``, and writes the softmax to ``attn``. It works in
+    given memory, ``attn`` and ``scratch``, both ``[B, H K, N]``: new memory costs a page fault every
+    4 KiB, on a CPU more than the arithmetic.
     """
-    if m.dtype == x.dtype:
-        torch.bmm(m, x.mT, out=scratch)
-    else:
-        scratch.copy_(tile_bmm(m, x.mT))
-    torch.softmax(scratch.add_(c.unsqueeze(-1)), dim=1, out=attn)
-    if mask is None:
-        weights = torch.add(attn, epsilon, out=scratch)
-    else:
-        valid = mask.unsqueeze(1)
-        weights = torch.add(attn.mul_(valid), epsilon * valid, out=scratch)
+    assign(tile_bmm(m, x.mT, out=scratch), c, mask, attn, scratch)
+    weights = add_epsilon(attn, mask, epsilon, out=scratch)
     return tile_bmm(weights, x), weights.sum(-1)
+
+
+def assign(products: Tensor, c: Tensor, mask: Tensor | None, attn: Tensor, scratch: Tensor) -> None:
+    """Writes the softmax over the slots of ``products + c`` to ``attn``; 0 at masked inputs."""
+    torch.softmax(torch.add(products, c.unsqueeze(-1), out=scratch), dim=1, out=attn)
+    if mask is not None:
+        attn *= mask.unsqueeze(1)
+
+
+def add_epsilon(attn: Tensor, mask: Tensor | None, epsilon: float, out: Tensor) -> Tensor:
+    """``P + epsilon`` where an input is valid, 0 elsewhere."""
+    if mask is None:
+        return torch.add(attn, epsilon, out=out)
+    return torch.add(attn, epsilon * mask.unsqueeze(1), out=out)
 
 
 def update_slots(
@@ -175,13 +160,15 @@ def from_virtual_slots(x: Tensor, num_heads: int) -> Tensor:
     return by_head.reshape(num_heads, b * (virtual // num_heads), c)
 
 
-def tile_bmm(a: Tensor, x: Tensor) -> Tensor:
-    """``a @ x`` in the dtype of the inputs ``x``, returned in the dtype of the K-sized ``a``."""
+def tile_bmm(a: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """``a @ x`` in the dtype of the inputs ``x``, returned in the dtype of ``a``."""
     if a.dtype == x.dtype:
-        return torch.bmm(a, x)
+        return torch.bmm(a, x) if out is None else torch.bmm(a, x, out=out)
     if x.is_cuda:
-        return torch.bmm(a.to(x.dtype), x, out_dtype=a.dtype)
-    return torch.bmm(a.to(x.dtype), x).to(a.dtype)
+        product = torch.bmm(a.to(x.dtype), x, out_dtype=a.dtype)
+    else:
+        product = torch.bmm(a.to(x.dtype), x).to(a.dtype)
+    return product if out is None else out.copy_(product)
 
 
 def compute_dtype(inputs: Tensor) -> torch.dtype:

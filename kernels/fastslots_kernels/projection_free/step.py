@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fastslots_kernels.projection_free.backward import step_backward
 from fastslots_kernels.projection_free.forward import (
-    attend_into,
+    attend,
     compute_dtype,
     normalize,
     slot_keys,
@@ -23,9 +23,10 @@ from fastslots_kernels.weights import SlotAttentionWeights
 class ProjectionFreeStep:
     """Steps that read the inputs and keep nothing of their size for the backward.
 
-    The inputs are normalised once and shared by all steps. A tracked step keeps the inputs and the slots
-    that enter it, and computes the rest again in its backward. Products with the inputs run in their dtype
-    (under autocast, in its dtype), everything else in float32, or float64 for float64.
+    The inputs are normalised once and shared by all steps. A tracked step keeps the inputs, the slots
+    that enter it and their K-sized sums, and computes the rest again in its backward. Products with the
+    inputs run in their dtype (under autocast, in its dtype), everything else in float32, or float64 for
+    float64.
 
     Arguments as in `fastslots_kernels.slot_attention`, already checked.
     """
@@ -64,7 +65,7 @@ class ProjectionFreeStep:
         if self.memory is None:
             self.memory = _new_memory(self.normalized, slots, self.num_heads)
         w = self.weights.to(compute_dtype(self.inputs))
-        new = _forward(
+        new, _, _ = _forward(
             self.normalized, slots, w, self.mask, self.num_heads, self.epsilon, *self.memory
         )
         return new, self.memory.attn
@@ -105,12 +106,12 @@ def _forward(
     epsilon: float,
     attn: Tensor,
     scratch: Tensor,
-) -> Tensor:
-    """The new slots; ``attn`` receives the softmax."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The new slots, ``U`` and ``Z``; ``attn`` receives the softmax."""
     old = slots.to(w.dtype)
     keys = slot_keys(old, w, num_heads)
-    sums, total = attend_into(attn, scratch, x, keys.m, keys.c, mask, epsilon)
-    return update_slots(old, sums, total, w, num_heads).to(slots.dtype)
+    sums, total = attend(x, keys.m, keys.c, mask, epsilon, attn, scratch)
+    return update_slots(old, sums, total, w, num_heads).to(slots.dtype), sums, total
 
 
 class _Step(torch.autograd.Function):
@@ -130,8 +131,8 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         w = SlotAttentionWeights.from_tensors(tensors, norm_eps).to(compute_dtype(inputs))
         memory = _new_memory(normalized, slots, num_heads)
-        new = _forward(normalized, slots, w, mask, num_heads, epsilon, *memory)
-        ctx.save_for_backward(inputs, slots, mask, *tensors)
+        new, sums, total = _forward(normalized, slots, w, mask, num_heads, epsilon, *memory)
+        ctx.save_for_backward(inputs, slots, sums, total, mask, *tensors)
         ctx.options = num_heads, epsilon, norm_eps, normalized.dtype
         ctx.set_materialize_grads(False)
         return new, memory.attn
@@ -139,12 +140,14 @@ class _Step(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None) -> tuple[Any, ...]:
-        inputs, slots, mask, *tensors = ctx.saved_tensors
+        inputs, slots, sums, total, mask, *tensors = ctx.saved_tensors
         num_heads, epsilon, norm_eps, dtype = ctx.options
         with torch.autocast(inputs.device.type, enabled=False):  # a backward may run under autocast
             d_inputs, d_slots, d_weights = step_backward(
                 inputs,
                 slots,
+                sums,
+                total,
                 SlotAttentionWeights.from_tensors(tensors, norm_eps),
                 d_new,
                 d_attn,
