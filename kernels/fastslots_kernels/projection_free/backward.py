@@ -65,7 +65,8 @@ def step_backward(
         need_inputs: Whether the inputs need a gradient.
     """
     w = weights.to(compute_dtype(inputs))
-    old, grads = slots.to(w.dtype), dict[str, Tensor]()
+    old = slots.to(w.dtype)
+    grads: _Grads = {}
     d_slots = torch.zeros_like(old)
     d_sums, d_total = torch.zeros_like(sums), torch.zeros_like(total)
     if d_new is not None:
@@ -192,7 +193,7 @@ def _update_backward(
     by_head = from_virtual_slots(averaged, num_heads)
     grads["project_v"] = torch.bmm(d_by_head.mT, by_head).view_as(w.project_v)
     d_averaged = torch.bmm(d_by_head, per_head(w.project_v, num_heads))
-    d_averaged = to_virtual_slots(d_averaged, b, num_slots) * (total > 0).unsqueeze(-1)
+    d_averaged = to_virtual_slots(d_averaged, b, num_slots) * total.sign().unsqueeze(-1)
     grads["norm_inputs_weight"] = (d_averaged * mean).sum((0, 1))
     grads["norm_inputs_bias"] = d_averaged.sum((0, 1))
     d_sums = d_averaged * w.norm_inputs_weight / divisor

@@ -117,12 +117,14 @@ def weighted_mean(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``ū = U / Z ∘ γ + β``, with ``U / Z`` and the divisor, all for ``[B, H K]`` virtual slots.
 
-    Z is 0 only for an image without a valid input: its updates are 0, the shift β included.
+    Z is 0 only for an image without a valid input (or where epsilon is 0 and a softmax underflows):
+    its updates are 0, the shift β included.
     """
-    some = (total > 0).unsqueeze(-1)
-    divisor = torch.where(some, total.unsqueeze(-1), 1)
+    total = total.unsqueeze(-1)
+    divisor = total.clamp_min(torch.finfo(total.dtype).tiny)
     mean = sums / divisor
-    return (mean * w.norm_inputs_weight + w.norm_inputs_bias) * some, mean, divisor
+    averaged = torch.addcmul(w.norm_inputs_bias, mean, w.norm_inputs_weight)
+    return averaged.mul_(total.sign()), mean, divisor
 
 
 def project_values(averaged: Tensor, w: SlotAttentionWeights, num_heads: int) -> Tensor:
