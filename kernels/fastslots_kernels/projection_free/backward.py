@@ -112,25 +112,25 @@ def _attend_backward(
     values, virtual = x.values, m.shape[1]
     products = tile_bmm(m, values.mT)  # x̃ · m
     sums_products = tile_bmm(d_sums, values.mT)  # x̃ · dU
-    attn = torch.empty_like(products)
+    attn, scratch = torch.empty_like(products), torch.empty_like(products)
+    assign(products, c, mask, attn, scratch)
     # Rows: A, dL, and the mean of dx̃ over C.
     maps = products.new_empty(products.shape[0], 2 * virtual + 1, products.shape[2])
     weights, d_logits, mean = maps[:, :virtual], maps[:, virtual:-1], maps[:, -1:]
-    assign(products, c, mask, attn, weights)
-    d_weights = sums_products + d_total.unsqueeze(-1)
+    d_weights = torch.add(sums_products, d_total.unsqueeze(-1), out=scratch)
     if d_attn is not None:
         d_weights += d_attn
-    torch.sub(d_weights, (d_weights * attn).sum(1, keepdim=True), out=d_logits)
-    d_logits *= attn
+    d_weights -= (d_weights * attn).sum(1, keepdim=True)
+    d_logits.copy_(d_weights).mul_(attn)
     d_m, d_c = tile_bmm(d_logits, values), d_logits.sum(-1)
     if not need_inputs:
         return None, d_m, d_c
 
-    add_epsilon(attn, mask, epsilon, out=weights)
+    weights.copy_(add_epsilon(attn, mask, epsilon, out=scratch))
     rows = torch.cat([d_sums, m, torch.ones_like(m[:, :1])], dim=1)
     along = sums_products.mul_(weights).sum(1) + products.mul_(d_logits).sum(1)
     scale = along.mul_(x.rstd).div_(-values.shape[-1]).unsqueeze(-1)
-    torch.bmm(rows[:, :-1].mean(-1).unsqueeze(1).neg(), maps[:, :-1], out=mean)
+    mean.copy_(torch.bmm(rows[:, :-1].mean(-1).unsqueeze(1).neg(), maps[:, :-1]))
     maps *= x.rstd.unsqueeze(1)
     if values.dtype == maps.dtype:
         return values.mul_(scale).baddbmm_(maps.mT, rows), d_m, d_c

@@ -37,6 +37,7 @@ def normalize(inputs: Tensor, mask: Tensor | None, eps: float, dtype: torch.dtyp
     # Written out: on a CPU, PyTorch's LayerNorm without affine is two to three times as slow.
     x = inputs.to(compute_dtype(inputs))
     values = x - x.mean(-1, keepdim=True)
+    values -= values.mean(-1, keepdim=True)  # what rounding left of a large mean
     norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
     rstd = (norm * norm / x.shape[-1] + eps).rsqrt()
     return Normalized(values.mul_(rstd).to(dtype), rstd.squeeze(-1))
