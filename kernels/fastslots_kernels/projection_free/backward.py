@@ -5,19 +5,19 @@ Names: ``d_x`` is the gradient of the loss with respect to ``x``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastslots_kernels.projection_free.forward import (
+    Gates,
     Normalized,
     SlotKeys,
     add_epsilon,
     assign,
     compute_dtype,
     from_virtual_slots,
+    gru,
     merge_heads,
     normalize,
     per_head,
@@ -137,25 +137,6 @@ def _attend_backward(
     return values * scale + tile_bmm(maps.mT, rows.to(values.dtype)), d_m, d_c
 
 
-class _Gates(NamedTuple):
-    """A GRU step with its intermediate values, all ``[B K, D]``."""
-
-    reset: Tensor
-    keep: Tensor
-    new: Tensor
-    from_hidden: Tensor  # what the reset gate multiplies
-    output: Tensor
-
-
-def _gru(updates: Tensor, slots: Tensor, w: SlotAttentionWeights) -> _Gates:
-    """`torch.gru_cell`, written out."""
-    r_in, z_in, n_in = F.linear(updates, w.gru_weight_ih, w.gru_bias_ih).chunk(3, dim=1)
-    r_hid, z_hid, n_hid = F.linear(slots, w.gru_weight_hh, w.gru_bias_hh).chunk(3, dim=1)
-    reset, keep = torch.sigmoid(r_in + r_hid), torch.sigmoid(z_in + z_hid)
-    new = torch.tanh(n_in + reset * n_hid)
-    return _Gates(reset, keep, new, n_hid, new + keep * (slots - new))
-
-
 def _update_backward(
     slots: Tensor,
     sums: Tensor,
@@ -170,7 +151,7 @@ def _update_backward(
     slots, d_new = slots.reshape(b * num_slots, d), d_new.reshape(b * num_slots, d)
     averaged, mean, divisor = weighted_mean(sums, total, w)
     updates = project_values(averaged, w, num_heads)
-    gates = _gru(updates, slots, w)
+    gates = gru(updates, slots, w)
     normed, norm_mean, norm_rstd = torch.native_layer_norm(
         gates.output, (d,), w.norm_mlp_weight, w.norm_mlp_bias, w.norm_mlp_eps
     )
@@ -203,7 +184,7 @@ def _update_backward(
 def _gru_backward(
     updates: Tensor,
     slots: Tensor,
-    gates: _Gates,
+    gates: Gates,
     w: SlotAttentionWeights,
     d_output: Tensor,
     grads: _Grads,
