@@ -18,6 +18,7 @@ from fastslots.devices import choose_device
 def main(run: Path) -> None:
     """Prints the report of a run folder."""
     console = Console(highlight=False)
+    console.width = max(console.width, 100)  # a file or a pipe has 80 columns: the table needs more
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["kind"] == "validation"][-1]
     cross_entropy, unigram = last["cross_entropy"], last["unigram_entropy"]

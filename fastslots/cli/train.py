@@ -42,6 +42,7 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
         "tau_steps": 1_200,
         "validate_every": 800,
         "validation_images": 128,
+        "log_every": 100,
     },
     "data": {"num_scenes": 2_000, "max_objects": 4, "mirror": False, "cache": "runs/scene-cache"},
 }

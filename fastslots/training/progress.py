@@ -56,12 +56,14 @@ class TrainingProgress:
         text = _COLUMNS.format(**row)
         self.bar.update(self.task, losses=text)
         if not self.console.is_terminal:
-            self.console.print(f"step {step}/{self.steps}  {text}", highlight=False)
+            self._print(f"step {step}/{self.steps}  {text}")
 
     def report_validation(self, step: int, row: dict[str, float]) -> None:
         """Prints the held-out losses above the bar."""
-        self.console.print(
+        self._print(
             f"step {step}: held-out cross-entropy {row['cross_entropy']:.1f} nats per image "
-            f"(unigram entropy {row['unigram_entropy']:.1f}), mse {row['mse']:.1f}",
-            highlight=False,
+            f"(unigram entropy {row['unigram_entropy']:.1f}), mse {row['mse']:.1f}"
         )
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
