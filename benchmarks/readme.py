@@ -4,7 +4,7 @@
 
 What stands between ``<!-- benchmark:NAME -->`` and ``<!-- /benchmark -->`` is replaced by the tables of
 benchmarks/results/NAME.json. ``<!-- benchmark:NAME iterations=1,7,63 -->`` shows these rows alone. Cases
-with at least three numbers of iterations get a plot, which is drawn again. ``--check`` writes nothing and
+that show at least three numbers of iterations get a plot of all, which is drawn again. ``--check`` writes nothing and
 fails if README.md is not up to date.
 """
 
@@ -44,9 +44,11 @@ def filled(readme: str, results: Path, *, draw: bool) -> str:
     def block(match: re.Match[str]) -> str:
         found = Results.load(results / f"{match['name']}.json")
         counts = match["iterations"]
-        parts = [markdown(found, counts and [int(count) for count in counts.split(",")])]
+        shown = [int(count) for count in counts.split(",")] if counts else None
+        parts = [markdown(found, shown)]
         for case, rows in found.cases().items():
-            if len({row.iterations for row in rows}) >= 3:
+            present = {row.iterations for row in rows}
+            if len(present if shown is None else present & set(shown)) >= 3:
                 if draw:
                     plot_case(found, case, results / f"{case}.png")
                 alt = f"Time and memory against the number of iterations: {case}"

@@ -455,14 +455,23 @@ def test_names_no_commit_outside_a_checkout(package):
 
 def test_fills_the_blocks_of_the_readme(results, tmp_path):
     results.save(tmp_path / "cpu.json")
-    readme = "# Title\n<!-- benchmark:cpu iterations=5 -->\nold\n<!-- /benchmark -->\nend\n"
+    readme = "# Title\n<!-- benchmark:cpu iterations=1,2,5 -->\nold\n<!-- /benchmark -->\nend\n"
     once = filled(readme, tmp_path, draw=True)
-    assert once.startswith("# Title\n<!-- benchmark:cpu iterations=5 -->\n\n![")
+    assert once.startswith("# Title\n<!-- benchmark:cpu iterations=1,2,5 -->\n\n![")
     assert once.endswith("\n<!-- /benchmark -->\nend\n")
     assert "old" not in once
-    assert once.count("\n| torch |") == 2
+    assert once.count("\n| torch |") == 6
     assert (tmp_path / "tiny.png").exists()
     assert filled(once, tmp_path, draw=False) == once
+
+
+def test_a_block_with_few_counts_has_their_rows_and_no_plot(results, tmp_path):
+    results.save(tmp_path / "cpu.json")
+    readme = "<!-- benchmark:cpu iterations=5 -->\n<!-- /benchmark -->\n"
+    filled_once = filled(readme, tmp_path, draw=True)
+    assert filled_once.count("\n| torch |") == 2
+    assert "![" not in filled_once
+    assert not (tmp_path / "tiny.png").exists()
 
 
 def test_refuses_a_readme_with_a_block_left_open(tmp_path):
