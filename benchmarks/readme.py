@@ -4,8 +4,8 @@
 
 What stands between ``<!-- benchmark:NAME -->`` and ``<!-- /benchmark -->`` is replaced by the tables of
 benchmarks/results/NAME.json. ``<!-- benchmark:NAME iterations=1,7,63 -->`` shows these rows alone. Cases
-that show at least three numbers of iterations get a plot of all, which is drawn again. ``--check`` writes nothing and
-fails if README.md is not up to date.
+that show at least three numbers of iterations get a plot of all, which is drawn again. ``--check``
+writes nothing and fails if README.md is not up to date.
 """
 
 import argparse
