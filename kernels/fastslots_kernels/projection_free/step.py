@@ -135,6 +135,10 @@ class _Step(torch.autograd.Function):
         ctx.save_for_backward(inputs, slots, sums, total, mask, *tensors)
         ctx.options = num_heads, epsilon, norm_eps, normalized.dtype
         ctx.set_materialize_grads(False)
+        if torch.compiler.is_compiling():
+            # The compiler of torch 2.11 loses the gradient of an output that is a view or was written
+            # in place. Compiled, the copies cost nothing.
+            return new.clone(), memory.attn.clone()
         return new, memory.attn
 
     @staticmethod
