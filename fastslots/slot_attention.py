@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastslots.initialization import gru_cell, linear
-from fastslots_kernels import SlotAttentionWeights, check_options, resolve_backend, slot_attention
+from fastslots_kernels import (
+    SlotAttentionWeights,
+    check_count,
+    check_options,
+    resolve_backend,
+    slot_attention,
+)
 
 SOLVERS = ("iteration", "broyden")
 
@@ -44,6 +50,7 @@ class SlotAttention(nn.Module):
 
     Raises:
         ValueError: If an argument breaks a rule above.
+        TypeError: If an argument has the wrong type.
         RuntimeError: If a solver, gradient or backend asked for by name is not available.
 
     Source:
@@ -76,8 +83,7 @@ class SlotAttention(nn.Module):
             "num_heads": num_heads,
         }
         for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+            check_count(name, value, 1)
         if slot_size % num_heads:
             raise ValueError(f"num_heads must divide slot_size {slot_size}; got {num_heads}")
         self.num_iterations = num_iterations

@@ -8,6 +8,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from fastslots_kernels import check_count
+
 KINDS = ("gaussian", "learned")
 _log = logging.getLogger("fastslots")
 
@@ -24,6 +26,7 @@ class SlotInit(nn.Module):
 
     Raises:
         ValueError: If `kind` is neither, or a size is not positive.
+        TypeError: If a size is no int.
     """
 
     def __init__(self, num_slots: int, slot_size: int, kind: str = "gaussian") -> None:
@@ -31,8 +34,7 @@ class SlotInit(nn.Module):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}; got {kind!r}")
         for name, value in (("num_slots", num_slots), ("slot_size", slot_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+            check_count(name, value, 1)
         self.num_slots, self.slot_size, self.kind = num_slots, slot_size, kind
         if kind == "gaussian":
             self.slot_mu = nn.Parameter(torch.empty(1, 1, slot_size))
@@ -57,12 +59,11 @@ class SlotInit(nn.Module):
 
         Raises:
             ValueError: If a number breaks its rule.
+            TypeError: If a number is no int.
         """
         num_slots = self.num_slots if num_slots is None else num_slots
-        if batch_size < 0:
-            raise ValueError(f"batch_size must be at least 0; got {batch_size}")
-        if num_slots < 1:
-            raise ValueError(f"num_slots must be at least 1; got {num_slots}")
+        check_count("batch_size", batch_size, 0)
+        check_count("num_slots", num_slots, 1)
         if self.kind == "learned":
             if num_slots != self.num_slots:
                 raise ValueError(

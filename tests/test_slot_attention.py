@@ -115,6 +115,19 @@ def test_a_bad_argument_is_named(arguments: dict[str, Any], message: str) -> Non
         SlotAttention(**(sizes | arguments))
 
 
+@pytest.mark.parametrize("name", ["num_slots", "slot_size", "num_heads", "num_iterations"])
+def test_a_size_that_is_no_int_is_named(name: str) -> None:
+    sizes: dict[str, Any] = {
+        "num_iterations": 3,
+        "num_slots": 5,
+        "input_size": 12,
+        "slot_size": 8,
+        "mlp_hidden_size": 16,
+    }
+    with pytest.raises(TypeError, match=f"{name} must be an int; got 2.5"):
+        SlotAttention(**(sizes | {name: 2.5}))
+
+
 @pytest.mark.parametrize("option", ["solver", "gradient"])
 def test_broyden_is_refused_until_it_exists(option: str) -> None:
     with pytest.raises(RuntimeError, match=f"{option}='broyden' is not available"):

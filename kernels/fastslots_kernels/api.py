@@ -69,7 +69,8 @@ def slot_attention(
         Locatello et al. 2020, Algorithm 1; Chang et al. 2022, Figure 2 and Equation 3.
     """
     _check_tensors(inputs, slots, weights, mask)
-    if num_heads < 1 or slots.shape[2] % num_heads:
+    check_count("num_heads", num_heads, 1)
+    if slots.shape[2] % num_heads:
         raise ValueError(f"num_heads must divide the slot width {slots.shape[2]}; got {num_heads}")
     check_options(num_iterations, gradient, neumann_terms, init_gradient, tolerance, epsilon)
 
@@ -97,31 +98,47 @@ def check_options(
     if init_gradient not in INIT_GRADIENTS:
         raise ValueError(f"init_gradient must be one of {INIT_GRADIENTS}; got {init_gradient!r}")
     least = 1 if gradient == "unrolled" else 0
-    _check_count("num_iterations", num_iterations, least, f" with gradient={gradient!r}")
-    _check_count("neumann_terms", neumann_terms, 1)
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance must be None or positive; got {tolerance}")
+    check_count("num_iterations", num_iterations, least, f" with gradient={gradient!r}")
+    check_count("neumann_terms", neumann_terms, 1)
+    if tolerance is not None:
+        _check_number("tolerance", tolerance)
+        if not tolerance > 0:
+            raise ValueError(f"tolerance must be None or positive; got {tolerance}")
+    _check_number("epsilon", epsilon)
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be at least 0; got {epsilon}")
 
 
-def _check_count(name: str, value: int, least: int, when: str = "") -> None:
+def check_count(name: str, value: object, least: int, when: str = "") -> None:
+    """Raises TypeError if a number is no int, ValueError if it is below `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}{when}; got {value}")
 
 
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+
+
+def _check_is(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
+
+
 def _check_tensors(
     inputs: Tensor, slots: Tensor, weights: SlotAttentionWeights, mask: Tensor | None
 ) -> None:
     for name, tensor, letters in (("inputs", inputs, "B, N, C"), ("slots", slots, "B, K, D")):
+        _check_is(name, tensor, Tensor)
         if tensor.ndim != 3:
             raise ValueError(f"{name} must have shape [{letters}]; got {list(tensor.shape)}")
         if tensor.dtype not in _DTYPES:
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}"
             )
+    _check_is("weights", weights, SlotAttentionWeights)
     weights.check()
     if inputs.shape[2] != weights.input_size:
         raise ValueError(
@@ -141,6 +158,7 @@ def _check_tensors(
     _check_match("weights", weights.project_q, "slots", slots)
     if mask is None:
         return
+    _check_is("mask", mask, Tensor)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor; got {mask.dtype}")
     if mask.shape != inputs.shape[:2]:

@@ -52,7 +52,7 @@ def call(**changes: Any) -> Any:
             "mask must be on the device of inputs, cpu; got meta",
         ),
         ({"num_heads": 3}, "num_heads must divide the slot width 8; got 3"),
-        ({"num_heads": 0}, "num_heads must divide the slot width 8; got 0"),
+        ({"num_heads": 0}, "num_heads must be at least 1; got 0"),
         (
             {"num_iterations": -1},
             "num_iterations must be at least 0 with gradient='neumann'; got -1",
@@ -80,6 +80,13 @@ def test_a_broken_rule_is_named_with_the_value(changes: dict[str, Any], message:
     [
         ({"inputs": torch.zeros(2, 13, 10, dtype=torch.int64)}, "inputs must be float16.*int64"),
         ({"mask": torch.ones(2, 13)}, "mask must be a bool tensor; got torch.float32"),
+        ({"inputs": None}, "inputs must be a Tensor; got NoneType"),
+        ({"slots": [[1.0]]}, "slots must be a Tensor; got list"),
+        ({"mask": [[True]]}, "mask must be a Tensor; got list"),
+        ({"weights": nn.Linear(2, 2)}, "weights must be a SlotAttentionWeights; got Linear"),
+        ({"num_heads": 2.0}, "num_heads must be an int; got 2.0"),
+        ({"epsilon": "a"}, "epsilon must be a number; got 'a'"),
+        ({"tolerance": True}, "tolerance must be a number; got True"),
         ({"num_iterations": 2.0}, "num_iterations must be an int; got 2.0"),
         ({"neumann_terms": True}, "neumann_terms must be an int; got True"),
     ],

@@ -211,3 +211,24 @@ def test_inference_gives_the_same_slots_as_training(backend: str) -> None:
     assert not plain.requires_grad
     torch.testing.assert_close(plain, new, rtol=0, atol=0)
     torch.testing.assert_close(plain_attn, attn, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tolerance_waits_for_the_slowest_image(backend: str) -> None:
+    problem = make_problem(Case(options={"gradient": "unrolled"}))
+    found = call(problem, backend, num_iterations=300)[0].detach()
+    problem.slots = torch.stack([problem.slots[0], found[1]])
+    _, _, used = call(problem, backend, num_iterations=300, tolerance=1e-6)
+    assert int(used) > 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_later_call_leaves_the_returned_attention_as_it_was(backend: str) -> None:
+    problem = make_problem(Case())
+    with torch.no_grad():
+        _, attn, _ = call(problem, backend)
+        before = attn.clone()
+        problem.slots = problem.slots + 1
+        _, other, _ = call(problem, backend)
+    torch.testing.assert_close(attn, before, rtol=0, atol=0)
+    assert not torch.equal(other, before)

@@ -192,6 +192,20 @@ def test_non_contiguous_inputs_give_the_same_result() -> None:
     assert_equal_in_float64(run(problem, "torch"), expected)
 
 
+def test_non_contiguous_slots_work_where_only_the_attention_is_used() -> None:
+    problem = make_problem(Case())
+    slots = problem.slots.mT.contiguous().mT.requires_grad_()
+    grads = []
+    for backend in ("torch", "reference"):
+        weights = SlotAttentionWeights.from_module(problem.module)
+        _, attn, _ = slot_attention(
+            problem.inputs, slots, weights, num_iterations=1, gradient="unrolled", backend=backend
+        )
+        assert attn is not None
+        grads.append(torch.autograd.grad(attn, slots, problem.d_attn)[0])
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+
+
 def test_autocast_error_is_within_twice_the_eager_error() -> None:
     problem = make_problem(Case(n=100, c=24, d=16, k=5), torch.float32)
     oracle = run(problem.to(torch.float64), "reference")

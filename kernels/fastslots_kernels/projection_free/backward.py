@@ -78,7 +78,7 @@ def step_backward(
     d_inputs, d_m, d_c = _attend_backward(
         x, keys.m, keys.c, mask, epsilon, d_sums, d_total, d_attn, need_inputs
     )
-    d_slots = d_slots.view(-1, w.slot_size) + _keys_backward(
+    d_slots = d_slots.reshape(-1, w.slot_size) + _keys_backward(
         old, keys, w, num_heads, d_m, d_c, grads
     )
 

@@ -45,6 +45,7 @@ class ProjectionFreeStep:
         with torch.no_grad():
             eps = weights.norm_inputs_eps
             self.normalized = normalize(inputs, mask, eps, tile_dtype(inputs)).values
+            self.untracked_weights = weights.to(compute_dtype(inputs))
         self.memory: _Memory | None = None
 
     def __call__(self, slots: Tensor, *, return_attn: bool) -> tuple[Tensor, Tensor | None]:
@@ -64,7 +65,7 @@ class ProjectionFreeStep:
     def _untracked(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         if self.memory is None:
             self.memory = _new_memory(self.normalized, slots, self.num_heads)
-        w = self.weights.to(compute_dtype(self.inputs))
+        w = self.untracked_weights
         new, _, _ = _forward(
             self.normalized, slots, w, self.mask, self.num_heads, self.epsilon, *self.memory
         )
