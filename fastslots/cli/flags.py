@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Optional, get_type_hints
 
@@ -13,14 +13,18 @@ import typer
 Command = Callable[..., Any]
 
 
-def with_flags(**groups: type) -> Callable[[Command], Command]:
+def with_flags(
+    groups: Mapping[str, type], *, on_cpu: Mapping[str, Mapping[str, Any]], without: Collection[str]
+) -> Callable[[Command], Command]:
     """Adds a flag to a command for every field of some dataclasses.
 
     The command receives the flags that were given as keyword arguments ``flags``, a dict by the name of
     the group.
 
     Args:
-        **groups: Dataclasses by group name. No field name may occur twice.
+        groups: Dataclasses by group name. No field name may occur twice.
+        on_cpu: The defaults that differ on a CPU, by group and field, for the help.
+        without: Fields that get no flag.
     """
 
     def decorate(command: Command) -> Command:
@@ -32,12 +36,17 @@ def with_flags(**groups: type) -> Callable[[Command], Command]:
         for group, cls in groups.items():
             types, help_texts = get_type_hints(cls), argument_help(cls)
             for field in fields(cls):
+                if field.name in without:
+                    continue
                 owner[field.name] = group
                 word = field.name.replace("_", "-")
                 flag = f"--{word}/--no-{word}" if types[field.name] is bool else f"--{word}"
+                default = f"default: {field.default}"
+                if field.name in on_cpu[group]:
+                    default += f"; on a CPU: {on_cpu[group][field.name]}"
                 option = typer.Option(
                     flag,
-                    help=f"{help_texts[field.name]} [default: {field.default}]",
+                    help=f"{help_texts[field.name]} ({default})",
                     rich_help_panel=group.capitalize(),
                     show_default=False,
                 )

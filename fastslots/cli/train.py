@@ -12,9 +12,11 @@ import torch
 import typer
 
 from fastslots.cli.flags import with_flags
+from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource
 from fastslots.devices import choose_device
 from fastslots.slate import SLATE, SLATEConfig
+from fastslots.training.checkpoints import write_atomically
 from fastslots.training.loop import train as run_training
 from fastslots.training.recipe import Recipe, derive_seed
 
@@ -48,7 +50,11 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@with_flags(model=SLATEConfig, recipe=Recipe, data=DataSource)
+@with_flags(
+    {"model": SLATEConfig, "recipe": Recipe, "data": DataSource},
+    on_cpu=CPU_SETTINGS,
+    without={"image_channels"},  # images are read and rendered as RGB
+)
 def train(
     output: Annotated[
         Path | None, typer.Option(help="Run folder. Default: runs/train-DATE-TIME.")
@@ -76,9 +82,9 @@ def train(
     """
     where = choose_device(device)
     if resume is not None:
-        if output is not None or any(flags["model"]) or any(flags["data"]):
+        if output is not None or settings != "auto" or any(flags["model"]) or any(flags["data"]):
             raise ValueError(
-                "resume takes model, data and folder from the run: leave their flags out"
+                "resume takes model, data, settings and folder from the run: leave their flags out"
             )
         run, saved = resume, read_config(resume)
     else:
@@ -86,14 +92,17 @@ def train(
         saved = _preset(settings, where)
     chosen = {group: saved[group] | flags[group] for group in flags}
     config, recipe = SLATEConfig(**chosen["model"]), Recipe(**chosen["recipe"])
-    source = DataSource(**chosen["data"])
+    source = DataSource(**_absolute(chosen["data"]))
 
     # Worker processes cannot share the GPU of this one.
     render_on = torch.device("cpu") if workers else where
     train_set = source.open("train", config.image_size, render_on)
     validation_set = source.open("val", config.image_size, render_on)
     if resume is None:
-        _new_run(run, {"model": config, "recipe": recipe, "data": source})
+        _new_run(run)
+    parts: dict[str, Any] = {"model": config, "recipe": recipe, "data": source}
+    text = json.dumps({name: dataclasses.asdict(part) for name, part in parts.items()}, indent=2)
+    write_atomically(run / "config.json", text + "\n")
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     model = SLATE(config).to(where)
     typer.echo(
@@ -113,6 +122,10 @@ def train(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with: fastslots train --resume {run}", err=True)
         raise typer.Exit(130) from None
+    for images in (train_set, validation_set):
+        if isinstance(images, ImageFolder) and images.corrupt:
+            names = ", ".join(str(path) for path in images.corrupt)
+            typer.echo(f"corrupt images left out or replaced: {len(images.corrupt)} ({names})")
     typer.echo(f"wrote {last} and the pictures in {run / 'samples'}")
 
 
@@ -124,15 +137,24 @@ def _preset(settings: str, device: torch.device) -> dict[str, dict[str, Any]]:
     return {"model": {}, "recipe": {}, "data": {}}
 
 
-def _new_run(run: Path, parts: dict[str, Any]) -> None:
-    """Makes the run folder with its config.json."""
+def _absolute(data: dict[str, Any]) -> dict[str, Any]:
+    """Paths that mean the same when the run is resumed from another folder; a cache "none" is None."""
+    paths = dict(data)
+    if paths.get("data", "scenes") != "scenes":
+        paths["data"] = str(Path(paths["data"]).absolute())
+    if paths.get("cache") is not None:
+        none = paths["cache"].lower() in ("", "none")
+        paths["cache"] = None if none else str(Path(paths["cache"]).absolute())
+    return paths
+
+
+def _new_run(run: Path) -> None:
+    """Makes the run folder."""
     if (run / "config.json").exists():
         raise FileExistsError(
             f"{run} holds a run already: choose another --output, or go on with --resume {run}"
         )
     run.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({name: dataclasses.asdict(part) for name, part in parts.items()}, indent=2)
-    (run / "config.json").write_text(text + "\n")
 
 
 def read_config(run: Path) -> dict[str, dict[str, Any]]:
@@ -147,6 +169,8 @@ def read_config(run: Path) -> dict[str, dict[str, Any]]:
         raise FileNotFoundError(f"{run} holds no run: it has no config.json")
     try:
         config: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        return {name: dict(config[name]) for name in ("model", "recipe", "data")}
+        groups = {name: dict(config[name]) for name in ("model", "recipe", "data")}
+        SLATEConfig(**groups["model"]), Recipe(**groups["recipe"]), DataSource(**groups["data"])
+        return groups
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -26,7 +26,7 @@ class DataSource:
         min_objects: Fewest objects in a scene.
         max_objects: Most objects in a scene.
         mirror: Whether scenes have a mirror.
-        cache: Folder that keeps rendered scenes. Default: none.
+        cache: Folder that keeps rendered scenes, or none.
     """
 
     data: str = "scenes"

@@ -8,6 +8,7 @@ from fastslots.slate.config import SLATEConfig
 
 def check_image(image: Tensor, config: SLATEConfig, dtype: torch.dtype) -> None:
     """Raises unless ``image`` is a batch of ``config``'s images in ``dtype``."""
+    _check_tensor("image", image)
     shape = (config.image_channels, config.image_size, config.image_size)
     if image.ndim != 4 or image.shape[1:] != shape:
         expected = ", ".join(map(str, shape))
@@ -17,6 +18,7 @@ def check_image(image: Tensor, config: SLATEConfig, dtype: torch.dtype) -> None:
 
 def check_ids(ids: Tensor, config: SLATEConfig) -> None:
     """Raises unless ``ids`` are a batch of ``config``'s tokens; waits for the device."""
+    _check_tensor("ids", ids)
     if ids.ndim != 2 or ids.shape[1] != config.num_tokens:
         raise ValueError(f"ids must have shape (B, {config.num_tokens}), got {tuple(ids.shape)}")
     if ids.dtype != torch.int64:
@@ -33,6 +35,7 @@ def check_slots(
     slots: Tensor, config: SLATEConfig, dtype: torch.dtype, batch_size: int | None = None
 ) -> None:
     """Raises unless ``slots`` are at least one slot of ``config``'s size per image, in ``dtype``."""
+    _check_tensor("slots", slots)
     is_batch = slots.ndim == 3 and batch_size in (None, slots.shape[0])
     if not is_batch or slots.shape[1] < 1 or slots.shape[2] != config.slot_size:
         batch = "B" if batch_size is None else batch_size
@@ -41,6 +44,11 @@ def check_slots(
             f"got {tuple(slots.shape)}"
         )
     _check_dtype("slots", slots, dtype)
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def _check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:

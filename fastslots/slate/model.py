@@ -209,7 +209,7 @@ class SLATE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads what ``save_pretrained`` wrote, on the CPU and in the saved dtype.
+        """Reads what ``save_pretrained`` wrote: on the CPU, in the saved dtype and in eval mode.
 
         Raises:
             FileNotFoundError: If the folder or one of its two files is missing.
@@ -218,7 +218,7 @@ class SLATE(nn.Module):
         config, entries = pretrained.load(folder)
         model = cls(config)
         pretrained.fill(model, entries)
-        return model
+        return model.eval()
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Any], **config: Any) -> Self:
@@ -232,7 +232,7 @@ class SLATE(nn.Module):
                 a warning. The public model is ``gradient="unrolled"``.
 
         Returns:
-            A model equal to the public one, in its dtype and on the CPU.
+            A model equal to the public one, in its dtype, on the CPU and in eval mode.
 
         Raises:
             ValueError: If a setting contradicts the shapes or is unknown, or an entry is missing,
@@ -242,7 +242,7 @@ class SLATE(nn.Module):
         settings, entries = official.read_official(state_dict, config)
         model = cls(settings)
         pretrained.fill(model, entries, official.NAMES, official.HINT)
-        return model
+        return model.eval()
 
     def _cross_entropy(self, embeddings: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
         features = self.tf_dec(embeddings, self.slot_proj(slots))

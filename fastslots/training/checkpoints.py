@@ -52,12 +52,21 @@ def save_checkpoint(
         )
         state = {"step": step, "plateau": asdict(plateau)}
         (partial / "state.json").write_text(json.dumps(state, indent=2))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        for path in partial.iterdir():
+            _sync(path)
+        if final.exists():  # a step done again: never without one of the two
+            replaced = folder / f".{final.name}.replaced"
+            final.rename(replaced)
+            partial.rename(final)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(final)
         if best:
-            _write_atomically(folder / "best.json", json.dumps({"step": step}))
-    except Exception as error:
+            write_atomically(folder / "best.json", json.dumps({"step": step}))
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
         raise OSError(
             f"the checkpoint of step {step} could not be written to {folder}: {error}; "
             "earlier checkpoints are as they were"
@@ -86,13 +95,23 @@ def restore_checkpoint(
         )
     model.load_state_dict(saved.state_dict())
     safetensors = require("safetensors.torch", "train")
-    tensors: dict[str, Tensor] = safetensors.load_file(folder / "optimizer.safetensors")
-    for name, parameter in _trained(model):
-        optimizer.state[parameter] = {
-            key: tensors[f"{key}.{name}"].to(parameter.device) for key in _ADAM_STATE
-        }
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    return int(state["step"]), Plateau(**state["plateau"])
+    try:
+        tensors: dict[str, Tensor] = safetensors.load_file(folder / "optimizer.safetensors")
+        for name, parameter in _trained(model):
+            optimizer.state[parameter] = {
+                key: tensors[f"{key}.{name}"].to(parameter.device) for key in _ADAM_STATE
+            }
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        return int(state["step"]), Plateau(**state["plateau"])
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # safetensors' own error derives from Exception alone
+        raise ValueError(f"the checkpoint in {folder} is damaged: {error!r}") from error
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has written a checkpoint yet."""
+    return any((run / "checkpoints").glob("step-*"))
 
 
 def find_checkpoint(folder: Path | str, which: str = "best") -> Path:
@@ -121,12 +140,12 @@ def find_checkpoint(folder: Path | str, which: str = "best") -> Path:
 
 
 def _best(folder: Path) -> Path | None:
-    """The checkpoint marked as the best, if it is there."""
+    """The checkpoint marked as the best, if it is there and the mark can be read."""
     try:
         step = json.loads((folder / "best.json").read_text())["step"]
-    except FileNotFoundError:
+        found = folder / f"step-{step:09d}"
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    found = folder / f"step-{step:09d}"
     return found if found.is_dir() else None
 
 
@@ -149,7 +168,15 @@ def _trained(model: SLATE) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
+    _sync(partial)
     os.replace(partial, path)
+
+
+def _sync(path: Path) -> None:
+    """Makes sure that a file is on the disk before a rename makes it count."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Subset
 
 from fastslots.slate import SLATE
 from fastslots.training.batches import StepBatches
-from fastslots.training.checkpoints import find_checkpoint, restore_checkpoint, save_checkpoint
+from fastslots.training.checkpoints import (
+    find_checkpoint,
+    has_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
 from fastslots.training.progress import TrainingProgress
 from fastslots.training.recipe import Plateau, Recipe, derive_seed
 from fastslots.training.validation import draw_panels, validate
 
 
+class ImageSet(Protocol):
+    """A sized data set of images ``[3, S, S]``."""
+
+    def __len__(self) -> int:
+        """How many images."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """One image, ``[3, S, S]`` in [0, 1]."""
+        ...
+
+
 def train(
     model: SLATE,
     recipe: Recipe,
-    train_set: Dataset[Tensor],
-    validation_set: Dataset[Tensor],
+    train_set: ImageSet,
+    validation_set: ImageSet,
     run: Path,
     *,
     resume: bool = False,
@@ -38,10 +59,10 @@ def train(
     Args:
         model: On the device to train on.
         recipe: The numbers.
-        train_set: Images ``[3, S, S]`` in [0, 1], a sized data set.
+        train_set: Images in [0, 1].
         validation_set: The same, held out.
         run: Folder for ``metrics.jsonl``, ``samples/`` and ``checkpoints/``.
-        resume: Go on from the last checkpoint in it.
+        resume: Go on from the last checkpoint in it, or from the start if it has none.
         num_workers: Processes that load images; 0 loads in this one.
 
     Returns:
@@ -50,7 +71,8 @@ def train(
     Raises:
         OSError: If something cannot be written. Earlier checkpoints are untouched.
         ValueError: If there is nothing left to do, or the checkpoint is of another configuration.
-        KeyboardInterrupt: If interrupted, after a checkpoint was written.
+        KeyboardInterrupt: If interrupted, after the step under way is done and a checkpoint written.
+            (A second interrupt ends at once and leaves the earlier checkpoints.)
     """
     trainer = _Trainer(model, recipe, validation_set, run)
     first_step = trainer.resume() if resume else 0
@@ -58,9 +80,8 @@ def train(
         raise ValueError(
             f"steps must be above {first_step}, where the run stands; got {recipe.steps}"
         )
-    assert isinstance(train_set, Sized)
-    loader = DataLoader(
-        train_set,
+    loader: DataLoader[Tensor] = DataLoader(
+        train_set,  # type: ignore[arg-type] # torch's Dataset is nominal
         batch_sampler=StepBatches(
             len(train_set), recipe.batch_size, recipe.seed, first_step, recipe.steps
         ),
@@ -68,30 +89,47 @@ def train(
         persistent_workers=num_workers > 0,
         pin_memory=trainer.device.type == "cuda" and num_workers > 0,
     )
-    step = first_step
-    with TrainingProgress(first_step, recipe.steps, recipe.batch_size) as progress:
-        try:
-            for batch in loader:
-                trainer.step(step, batch.to(trainer.device, non_blocking=True))
-                step += 1
-                if step % recipe.log_every == 0 or step == recipe.steps:
-                    progress.report(step, trainer.log(step))
-                progress.advance()
-                if step % recipe.validate_every == 0 or step == recipe.steps:
-                    progress.report_validation(step, trainer.validate(step))
-        except KeyboardInterrupt:
-            if step > first_step:
-                trainer.save(step, best=False)
-            raise
+    progress = TrainingProgress(first_step, recipe.steps, recipe.batch_size)
+    with progress, _interrupts() as interrupted:
+        for step, batch in enumerate(loader, first_step + 1):
+            trainer.step(step - 1, batch.to(trainer.device, non_blocking=True))
+            last = step == recipe.steps
+            if step % recipe.log_every == 0 or last:
+                progress.report(step, trainer.log(step))
+            progress.advance()
+            validated = step % recipe.validate_every == 0 or last
+            if validated:
+                progress.report_validation(step, trainer.validate(step))
+            if interrupted() and not last:
+                if not validated:
+                    trainer.save(step, best=False)
+                raise KeyboardInterrupt
     return find_checkpoint(run, "last")
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Lets a step finish before an interrupt ends the run: half a step must not become a checkpoint."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set  # signals reach the main thread alone
+        return
+
+    def first_interrupt(*_: object) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = signal.signal(signal.SIGINT, first_interrupt)
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class _Trainer:
     """One run: model, optimiser, schedules, files."""
 
-    def __init__(
-        self, model: SLATE, recipe: Recipe, validation_set: Dataset[Tensor], run: Path
-    ) -> None:
+    def __init__(self, model: SLATE, recipe: Recipe, validation_set: ImageSet, run: Path) -> None:
         self.model, self.recipe, self.run = model, recipe, run
         self.device = model.out.weight.device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -109,9 +147,12 @@ class _Trainer:
         self.interval_start = time.perf_counter()
 
     def resume(self) -> int:
-        """Takes up the last checkpoint of the run; returns its step."""
-        folder = find_checkpoint(self.run, "last")
-        step, self.plateau = restore_checkpoint(folder, self.model, self.optimizer)
+        """Takes up the last checkpoint of the run; returns its step, 0 if there is none yet."""
+        step = 0
+        if has_checkpoint(self.run):
+            folder = find_checkpoint(self.run, "last")
+            step, self.plateau = restore_checkpoint(folder, self.model, self.optimizer)
+        self._forget_after(step)
         return step
 
     def step(self, step: int, image: Tensor) -> None:
@@ -148,16 +189,16 @@ class _Trainer:
         return row
 
     def validate(self, step: int) -> dict[str, float]:
-        """Validates, draws a picture, writes a checkpoint; returns the losses."""
+        """Validates, writes a checkpoint, draws a picture; returns the losses."""
         start = time.perf_counter()
         seed = derive_seed(self.recipe.seed, "validation")
         row = validate(self.model, self.validation_batches, self.recipe.tau(step - 1), seed)
         best = self.plateau.update(row["loss"], self.recipe.patience)
         row["lr_factor"] = self.plateau.factor
         self._write(step, "validation", row)
+        self.save(step, best=best)
         picture = torch.cat(self.validation_batches)[: self.recipe.picture_images]
         draw_panels(self.model, picture, self.run / "samples" / f"step-{step:09d}.png", seed)
-        self.save(step, best=best)
         self.interval_start += time.perf_counter() - start
         return row
 
@@ -168,14 +209,28 @@ class _Trainer:
             self.run, step, self.model, self.optimizer, self.plateau, best=best, keep=keep
         )
 
-    def _batches(self, dataset: Dataset[Tensor]) -> list[Tensor]:
-        assert isinstance(dataset, Sized)
-        indices = range(min(len(dataset), self.recipe.validation_images))
-        loader = DataLoader(
-            torch.utils.data.Subset(dataset, indices), batch_size=self.recipe.batch_size
-        )
+    def _batches(self, images: ImageSet) -> list[Tensor]:
+        count = min(len(images), self.recipe.validation_images)
+        subset: Subset[Tensor] = Subset(images, range(count))  # type: ignore[arg-type] # as above
+        loader = DataLoader(subset, batch_size=self.recipe.batch_size)
         return [batch.to(self.device) for batch in loader]
 
+    @property
+    def _metrics(self) -> Path:
+        return self.run / "metrics.jsonl"
+
     def _write(self, step: int, kind: str, row: dict[str, Any]) -> None:
-        with (self.run / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
+        try:
+            with self._metrics.open("a") as file:
+                file.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"{self._metrics} could not be written: {error}; checkpoints are as they were"
+            ) from error
+
+    def _forget_after(self, step: int) -> None:
+        """Drops the rows of steps that will be done again."""
+        if self._metrics.exists():
+            rows = [line for line in self._metrics.read_text().splitlines() if line.endswith("}")]
+            kept = [row + "\n" for row in rows if json.loads(row)["step"] <= step]
+            write_atomically(self._metrics, "".join(kept))

@@ -61,8 +61,8 @@ class Recipe:
                 raise ValueError(f"{field.name} must be an integer; got {value!r}")
             if field.type == "int" and value < least:
                 raise ValueError(f"{field.name} must be at least {least}; got {value}")
-            if field.type == "float" and not value > 0:
-                raise ValueError(f"{field.name} must be above 0; got {value}")
+            if field.type == "float":
+                _check_positive(field.name, value)
         if self.tau_final > self.tau_start:
             raise ValueError(
                 f"tau_final must be at most tau_start {self.tau_start}; got {self.tau_final}"
@@ -78,6 +78,14 @@ class Recipe:
     def warmup(self, step: int) -> float:
         """Factor of the main learning rate at a step (from 0): linear up to 1."""
         return 1.0 if step >= self.warmup_steps else (step + 1) / self.warmup_steps
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number; got {value!r}")
+    if not value > 0 or (math.isinf(value) and name != "clip"):
+        finite = "" if name == "clip" else " and finite"
+        raise ValueError(f"{name} must be above 0{finite}; got {value}")
 
 
 @dataclass

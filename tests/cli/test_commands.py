@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from fastslots.cli.flags import argument_help
-from fastslots.slate import SLATEConfig
+from fastslots.slate import SLATE, SLATEConfig
 from tests.cli.conftest import Command
+from tests.training.test_loop import interrupt_at
 from tests.training.tiny import TINY
 
 SMALL = [
@@ -77,10 +78,12 @@ def test_reconstruct_is_decided_by_the_seed(fastslots: Command, run: Path, image
         (["--device", "tpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N'; got 'tpu'"),
         (["--settings", "tiny"], "settings must be auto, cpu or gpu; got 'tiny'"),
         (["--data", "nowhere"], "nowhere"),
+        (["--resume", "nowhere", "--settings", "gpu"], "resume takes model, data, settings and"),
+        (["--lr-main", "inf"], "lr_main must be above 0 and finite; got inf"),
         (["--resume", "nowhere"], "nowhere holds no run: it has no config.json"),
         (
             ["--resume", "nowhere", "--d-model", "8"],
-            "resume takes model, data and folder from the run",
+            "resume takes model, data, settings and folder from the run",
         ),
         (["--max-objects", "99"], "max_objects"),
     ],
@@ -154,25 +157,73 @@ def test_reconstruct_names_what_is_wrong(
 def test_an_interrupted_run_can_go_on(
     fastslots: Command, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fastslots.training.loop._Trainer.validate", interrupt)
-    options = ["--validate-every", 2, "--steps", 4, *SMALL]
-    result = fastslots("train", "--data", images, "--output", "run", *options)
+    options = ["--data", images, "--output", "run", "--steps", 4, *SMALL]
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch, SLATE, "forward")
+        result = fastslots("train", *options)
     assert result.code == 130
     assert "interrupted; go on with: fastslots train --resume run" in result.err
-    assert Path("run/checkpoints/step-000000002").is_dir()
+    again = fastslots("train", "--resume", "run", "--device", "cpu")
+    assert again.code == 0, again.err
+    assert Path("run/checkpoints/step-000000004").is_dir()
+
+
+@pytest.mark.filterwarnings("ignore:.*corrupt")
+def test_corrupt_images_are_counted_at_the_end(fastslots: Command, images: Path) -> None:
+    whole = (images / "03.png").read_bytes()
+    (images / "03.png").write_bytes(whole[: len(whole) // 2])
+    (images / "05.png").write_bytes(b"no image")
+    arguments = ["--data", images, "--output", "run", "--steps", 6, *SMALL]
+    result = fastslots("train", *arguments)
+    assert result.code == 0, result.err
+    assert "corrupt images left out or replaced: 2" in result.out
+    assert "03.png" in result.out
+    strict = fastslots("train", *arguments, "--strict", "--output", "strict")
+    assert strict.code == 2
+    assert "05.png" in strict.err
+
+
+def test_what_is_changed_on_resuming_stays_changed(fastslots: Command, run: Path) -> None:
+    assert fastslots("train", "--resume", run, "--steps", 4, "--device", "cpu").code == 0
+    assert json.loads((run / "config.json").read_text())["recipe"]["steps"] == 4
+
+
+def test_a_run_can_be_resumed_from_another_folder(
+    fastslots: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fastslots("train", "--data", images.name, "--output", "run", "--steps", 1, *SMALL)
+    assert first.code == 0, first.err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    second = fastslots("train", "--resume", tmp_path / "run", "--steps", 2, "--device", "cpu")
+    assert second.code == 0, second.err
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [("recipe", "lr_main", "x"), ("model", "colour", 1), ("data", "num_scene", 3)],
+)
+def test_a_setting_that_makes_no_sense_is_named(
+    fastslots: Command, run: Path, group: str, name: str, value: object
+) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config[group][name] = value
+    (run / "config.json").write_text(json.dumps(config))
+    result = fastslots("train", "--resume", run)
+    assert result.code == 2
+    assert "run/config.json is damaged" in result.err
+    assert name in result.err
 
 
 def test_every_flag_is_explained_in_the_help(fastslots: Command) -> None:
     result = fastslots("train", "--help")
     assert result.code == 0
     helps = argument_help(SLATEConfig)
+    del helps["image_channels"]
     for name, text in helps.items():
         assert f"--{name.replace('_', '-')}" in result.out
         assert text.split(";")[0][:30] in result.out
+    assert "(default: 4096; on a CPU: 64)" in result.out
 
 
 def test_the_module_runs_as_a_program() -> None:

@@ -39,7 +39,7 @@ def official_pair(seed: int = 0, **changes: Any) -> tuple[PublicSLATE, SLATE]:
     config = small_config(**changes)
     torch.manual_seed(seed)
     public = perturbed(PublicSLATE(config)).double()
-    return public, SLATE.from_official(public.state_dict(), **keywords(config))
+    return public, SLATE.from_official(public.state_dict(), **keywords(config)).train()
 
 
 def keywords(config: SLATEConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from tests.slate.public_form import PublicSLATE
 from tests.slate.small_models import (
     images,
     initial_slots,
+    keywords,
     official_pair,
     relative_error,
     small_config,
@@ -258,3 +259,38 @@ def test_refuses_slots_of_another_batch():
 def test_refuses_a_temperature_not_above_zero(tau):
     with pytest.raises(ValueError, match="tau must be above 0"):
         small_model()(images(), tau)
+
+
+def test_dropout_acts_on_the_embeddings_in_training_mode_alone():
+    model = small_model(dropout=0.5)
+    ids = model.tokenize(images())
+    slots = model.slot_attn.slot_init(len(ids))
+    for training in (True, False):
+        model.train(training)
+        encoded = [model.encode(ids, slots)[0] for _ in range(2)]
+        assert torch.equal(*encoded) is not training
+        losses = [model.token_cross_entropy(ids, slots) for _ in range(2)]
+        assert torch.equal(*losses) is not training
+
+
+def test_loaded_models_are_in_eval_mode(tmp_path):
+    public, _ = official_pair()
+    config = small_config()
+    official = SLATE.from_official(public.state_dict(), **keywords(config))
+    official.save_pretrained(tmp_path)
+    assert not official.training
+    assert not SLATE.from_pretrained(tmp_path).training
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model(None), "image must be a tensor, got NoneType"),
+        (lambda model: model.encode([[1]]), "ids must be a tensor, got list"),
+        (lambda model: model.generate(3), "slots must be a tensor, got int"),
+    ],
+    ids=["image", "ids", "slots"],
+)
+def test_what_is_no_tensor_is_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call(small_model())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from PIL import Image
 from fastslots.slate import SLATE
 from fastslots.training import Recipe, find_checkpoint, train
 from fastslots.training import checkpoints as checkpoints_module
+from fastslots.training import loop as loop_module
+from fastslots.training.recipe import Plateau
 from fastslots.training.validation import validate
 from tests.training.tiny import Images, tiny_model, tiny_recipe
 
@@ -72,26 +75,145 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_an_interrupt_saves_where_the_run_stands(
+def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> None:
+    """Sends an interrupt during the given call (from 1) of a function."""
+    original, calls = getattr(target, name), iter(range(1, 1_000))
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(target, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "call", "saved"),
+    [
+        pytest.param(SLATE, "forward", 2, 2, id="in-a-forward"),
+        pytest.param(torch.optim.Adam, "step", 4, 4, id="after-an-update"),
+        pytest.param(loop_module, "validate", 1, 3, id="in-a-validation"),
+    ],
+)
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, call: int, saved: int
+) -> None:
+    whole = run(tmp_path / "whole", tiny_recipe(patience=1, lr_main=0.1))
+    with monkeypatch.context() as patch:
+        interrupt_at(call, patch, target, name)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", tiny_recipe(patience=1, lr_main=0.1))
+    assert find_checkpoint(tmp_path / "parts", "last").name == f"step-{saved:09d}"
+    resumed = run(tmp_path / "parts", tiny_recipe(patience=1, lr_main=0.1), resume=True)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+    validations = [rows(tmp_path / part, "validation") for part in ("whole", "parts")]
+    assert validations[0] == validations[1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_without_a_checkpoint_resumes_from_the_start(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", tiny_recipe())
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "fresh" / "metrics.jsonl").write_text(
+        '{"step": 2, "kind": "train"}\n{"step": 4, "ki'
+    )
+    resumed = run(tmp_path / "fresh", tiny_recipe(), resume=True)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+    assert [row["step"] for row in rows(tmp_path / "fresh", "train")] == [2, 4, 6]
+
+
+def test_gradients_are_clipped_by_their_largest_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(tmp_path / "whole", tiny_recipe())
-    calls = iter(range(100))
-    forward = SLATE.forward
+    largest: list[float] = []
+    update = torch.optim.Adam.step
 
-    def interrupted(self: SLATE, *args: Any, **kwargs: Any) -> Any:
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        return forward(self, *args, **kwargs)
+    def watched(self: torch.optim.Adam, *args: Any) -> Any:
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        largest.append(max(float(grad.abs().max()) for grad in grads if grad is not None))
+        return update(self, *args)
 
-    monkeypatch.setattr(SLATE, "forward", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", tiny_recipe())
-    monkeypatch.setattr(SLATE, "forward", forward)
-    assert find_checkpoint(tmp_path / "parts", "last").name == "step-000000002"
-    resumed = run(tmp_path / "parts", tiny_recipe(), resume=True)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    run(tmp_path, tiny_recipe(clip=0.01))
+    logged = [row["gradient_linf_norm"] for row in rows(tmp_path, "train")]
+    assert min(logged) > 0.1
+    assert largest == pytest.approx([0.01] * 6, rel=1e-3)
+
+
+def test_both_learning_rates_follow_the_plateau(tmp_path: Path) -> None:
+    trainer = loop_module._Trainer(tiny_model(), tiny_recipe(), Images(6), tmp_path)
+    trainer.plateau = Plateau(factor=0.25)
+    trainer.step(10, Images(4).tensors[0])
+    dvae, main = trainer.optimizer.param_groups
+    assert (dvae["lr"], main["lr"]) == pytest.approx((0.25 * 3e-4, 0.25 * 1e-4))
+
+
+def test_a_checkpoint_brings_back_the_plateau(tmp_path: Path) -> None:
+    trainer = loop_module._Trainer(tiny_model(), tiny_recipe(), Images(6), tmp_path)
+    trainer.step(0, Images(4).tensors[0])
+    trainer.plateau = Plateau(factor=0.25, best=12.5, stagnant=3)
+    trainer.save(1, best=False)
+    fresh = loop_module._Trainer(tiny_model(), tiny_recipe(), Images(6), tmp_path)
+    assert fresh.resume() == 1
+    assert fresh.plateau == trainer.plateau
+
+
+def test_only_a_lower_loss_marks_the_best_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 2.5])
+    fake = {"cross_entropy": 1.0, "mse": 1.0, "unigram_entropy": 1.0}
+    monkeypatch.setattr(loop_module, "validate", lambda *_: fake | {"loss": next(losses)})
+    run(tmp_path, tiny_recipe(validate_every=2))
+    assert find_checkpoint(tmp_path, "best").name == "step-000000004"
+
+
+def test_validation_decodes_one_hot_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = tiny_model(), Images(4).tensors[0]
+    mse = validate(model, [images], 0.5, seed=0)["mse"]
+    recon = model.eval().dvae.decode_ids(model.tokenize(images))
+    assert mse == pytest.approx(float((images - recon).square().sum().detach()) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("optimizer.safetensors", b"no tensors"),
+        ("state.json", b"{}"),
+        ("state.json", b"garbage"),
+        ("state.json", b'{"step": 3, "plateau": {"speed": 1}}'),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    run(tmp_path, tiny_recipe(steps=3))
+    folder = find_checkpoint(tmp_path, "last")
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"step-000000003 is damaged"):
+        run(tmp_path, tiny_recipe(), resume=True)
+
+
+def test_a_damaged_mark_of_the_best_counts_as_none(tmp_path: Path) -> None:
+    run(tmp_path, tiny_recipe())
+    (tmp_path / "checkpoints" / "best.json").write_text("{}")
+    assert find_checkpoint(tmp_path, "best").name == "step-000000006"
+
+
+def test_metrics_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"metrics.jsonl could not be written: .* as they were"):
+        run(tmp_path, tiny_recipe())
+
+
+def test_a_picture_that_cannot_be_written_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "draw_panels", _fill_disk(lambda *_: None))
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, tiny_recipe())
+    assert find_checkpoint(tmp_path, "last").name == "step-000000003"
 
 
 def _fill_disk(write: Callable[..., Any]) -> Callable[..., Any]:
