@@ -35,7 +35,7 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
         "num_iterations": 3,
     },
     "recipe": {
-        "steps": 3_200,
+        "steps": 2_400,
         "batch_size": 16,
         "lr_dvae": 3e-3,
         "lr_main": 1e-3,
