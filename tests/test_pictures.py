@@ -204,7 +204,7 @@ def test_importing_the_modules_needs_neither_pillow_nor_torchvision():
         "import sys; sys.modules.update(PIL=None, torchvision=None);"
         "import fastslots.pictures, fastslots.data.folder"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 3, 16, 8)])

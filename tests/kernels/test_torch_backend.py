@@ -26,6 +26,7 @@ CASES = [
     pytest.param(Case(k=1), id="one-slot"),
     pytest.param(Case(n=1), id="one-input"),
     pytest.param(Case(c=8, d=8, options={"epsilon": 0.1}), id="large-epsilon"),
+    pytest.param(Case(masked=True, options={"epsilon": 0.1}), id="masked-large-epsilon"),
     pytest.param(Case(options={"num_iterations": 0}), id="no-iterations"),
     pytest.param(Case(options={"neumann_terms": 3}), id="three-neumann-terms"),
     pytest.param(

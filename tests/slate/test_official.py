@@ -82,7 +82,8 @@ def test_says_nothing_when_all_is_given():
     state, given = official()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        SLATE.from_official(state, **given, d_model=24, epsilon=1e-6)
+        model = SLATE.from_official(state, **given, d_model=24, epsilon=1e-6)
+    assert model.config.epsilon == 1e-6
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,8 @@ def assign(products: Tensor, c: Tensor, mask: Tensor | None, attn: Tensor, scrat
 
 def add_epsilon(attn: Tensor, mask: Tensor | None, epsilon: float, out: Tensor) -> Tensor:
     """``P + epsilon`` where an input is valid, 0 elsewhere."""
-    if mask is None:
-        return torch.add(attn, epsilon, out=out)
-    return torch.add(attn, epsilon * mask.unsqueeze(1), out=out)
+    torch.add(attn, epsilon, out=out)
+    return out if mask is None else out.mul_(mask.unsqueeze(1))
 
 
 def update_slots(
