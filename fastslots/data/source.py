@@ -46,6 +46,10 @@ class DataSource:
             OSError: If the folder is missing, or holds no usable image.
         """
         if self.data != "scenes":
+            if not Path(self.data).is_dir():
+                raise NotADirectoryError(
+                    f"data must be 'scenes' or a folder of images; there is no folder {self.data!r}"
+                )
             return ImageFolder(
                 Path(self.data), image_size=image_size, split=split, strict=self.strict
             )

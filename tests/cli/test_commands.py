@@ -77,7 +77,7 @@ def test_reconstruct_is_decided_by_the_seed(fastslots: Command, run: Path, image
         (["--gradient", "bptt"], "gradient must be one of"),
         (["--device", "tpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N'; got 'tpu'"),
         (["--settings", "tiny"], "settings must be auto, cpu or gpu; got 'tiny'"),
-        (["--data", "nowhere"], "nowhere"),
+        (["--data", "nowhere"], "data must be 'scenes' or a folder of images; there is no folder"),
         (["--resume", "nowhere", "--settings", "gpu"], "resume takes model, data, settings and"),
         (["--lr-main", "inf"], "lr_main must be above 0 and finite; got inf"),
         (["--resume", "nowhere"], "nowhere holds no run: it has no config.json"),
