@@ -8,6 +8,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from fastslots.noise import Noise
 from fastslots_kernels import check_count
 
 KINDS = ("gaussian", "learned")
@@ -49,6 +50,7 @@ class SlotInit(nn.Module):
         batch_size: int,
         num_slots: int | None = None,
         generator: torch.Generator | None = None,
+        noise: Noise | None = None,
     ) -> Tensor:
         """Initial slots, ``[batch_size, num_slots, slot_size]``, in the parameters' dtype and device.
 
@@ -56,6 +58,7 @@ class SlotInit(nn.Module):
             batch_size: B, at least 0.
             num_slots: Default: the module's. Learned queries exist for that number alone.
             generator: Source of the noise, on the parameters' device. Default: the global one.
+            noise: Source of the noise in place of a generator, with a key for each sample.
 
         Raises:
             ValueError: If a number breaks its rule.
@@ -70,13 +73,16 @@ class SlotInit(nn.Module):
                     f"num_slots must be {self.num_slots}, the number of learned queries; got {num_slots}"
                 )
             return self.slot_queries.expand(batch_size, -1, -1)
-        noise = torch.randn(
-            (batch_size, num_slots, self.slot_size),
-            generator=generator,
-            dtype=self.slot_mu.dtype,
-            device=self.slot_mu.device,
-        )
-        return self.slot_mu + self.slot_log_sigma.exp() * noise
+        if noise is not None:
+            drawn = noise.normal(num_slots, self.slot_size, self.slot_mu.dtype)
+        else:
+            drawn = torch.randn(
+                (batch_size, num_slots, self.slot_size),
+                generator=generator,
+                dtype=self.slot_mu.dtype,
+                device=self.slot_mu.device,
+            )
+        return self.slot_mu + self.slot_log_sigma.exp() * drawn
 
     def freeze(self) -> None:
         """Stops the parameters from learning, and says so once per process.

@@ -46,6 +46,15 @@ def check_slots(
     _check_dtype("slots", slots, dtype)
 
 
+def check_keys(keys: Tensor, batch_size: int) -> None:
+    """Raises unless ``keys`` are one noise key per image."""
+    _check_tensor("keys", keys)
+    if keys.dtype != torch.int32:
+        raise TypeError(f"keys must be torch.int32, got {keys.dtype}")
+    if keys.shape != (batch_size, 2):
+        raise ValueError(f"keys must have shape ({batch_size}, 2), got {tuple(keys.shape)}")
+
+
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

@@ -1,11 +1,18 @@
-"""The autoregressive transformer: token embeddings, positions and decoder blocks."""
+"""The autoregressive transformer: token embeddings, positions and decoder blocks.
+
+Dropout is on wherever noise is given, and off without.
+"""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from fastslots.initialization import linear
+from fastslots.noise import Noise
+from fastslots.slate.causal_attention import causal_attention
 
 
 class TokenDictionary(nn.Module):
@@ -27,16 +34,15 @@ class PositionalEncoding(nn.Module):
     def __init__(self, max_length: int, d_model: int, dropout: float) -> None:
         super().__init__()
         self.pe = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, max_length, d_model)))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
-    def forward(self, embeddings: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, noise: Noise | None = None) -> Tensor:
         """Places ``embeddings`` ``[B, L, d_model]`` at the first L positions."""
-        output: Tensor = self.dropout(embeddings + self.pe[:, : embeddings.shape[1]])
-        return output
+        return drop_out(embeddings + self.pe[:, : embeddings.shape[1]], self.dropout, noise)
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention with bias-free projections and dropout on the attention and on the output."""
+    """The bias-free projections of an attention, and its dropout."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, gain: float) -> None:
         super().__init__()
@@ -47,21 +53,61 @@ class MultiHeadAttention(nn.Module):
         self.proj_v = linear(d_model, d_model, bias=False)
         self.proj_o = linear(d_model, d_model, bias=False, gain=gain)
 
-    def forward(self, queries: Tensor, source: Tensor, is_causal: bool = False) -> Tensor:
-        """Reads ``source`` ``[B, S, d_model]`` for each of ``queries`` ``[B, L, d_model]``."""
-        dropout = self.dropout if self.training else 0.0
-        output = scaled_dot_product_attention(
-            self.split_heads(self.proj_q(queries)),
-            self.split_heads(self.proj_k(source)),
-            self.split_heads(self.proj_v(source)),
-            dropout_p=dropout,
-            is_causal=is_causal,
-        )
-        return F.dropout(self.proj_o(output.transpose(1, 2).flatten(2)), dropout)
-
     def split_heads(self, x: Tensor) -> Tensor:
         """``[B, L, d_model]`` to ``[B, H, L, d_model / H]``."""
-        return x.view(*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads).transpose(1, 2)
+        return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
+
+
+class SelfAttention(MultiHeadAttention):
+    """Each position reads those up to itself."""
+
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """``[B, L, d_model]`` of ``x`` ``[B, L, d_model]``."""
+        q, k, v = (
+            self.split_heads(project(x)) for project in (self.proj_q, self.proj_k, self.proj_v)
+        )
+        output = rearrange(causal_attention(q, k, v, self.dropout, noise), "b h l d -> b l (h d)")
+        return drop_out(self.proj_o(output), self.dropout, noise)
+
+
+class FoldedSlots(NamedTuple):
+    """Slots as an attention reads them, its query and output projections folded in.
+
+    Attributes:
+        keys: ``[B, H * K, d_model]``.
+        values: ``[B, H * K, d_model]``.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
+class SlotReader(MultiHeadAttention):
+    """Each position reads the slots.
+
+    Slots are few, positions many. So the projections of queries and outputs are moved to the slots:
+    ``(x Wqᵀ) kᵀ = x (k Wq)ᵀ`` and ``(A v) Woᵀ = A (v Woᵀ)``, exactly. In place of two products with
+    matrices d_model x d_model, every position has two with d_model x H K.
+    """
+
+    def fold(self, context: Tensor) -> FoldedSlots:
+        """The projected slots ``[B, K, d_model]`` as `forward` wants them."""
+        keys, values = (self.split_heads(p(context)) for p in (self.proj_k, self.proj_v))
+        to_query = rearrange(self.proj_q.weight, "(h d) i -> h d i", h=self.num_heads)
+        to_output = rearrange(self.proj_o.weight, "o (h d) -> h d o", h=self.num_heads)
+        scale = keys.shape[-1] ** -0.5
+        return FoldedSlots(
+            (keys * scale @ to_query).flatten(1, 2), (values @ to_output).flatten(1, 2)
+        )
+
+    def forward(self, x: Tensor, slots: FoldedSlots, noise: Noise | None = None) -> Tensor:
+        """``[B, L, d_model]`` of ``x`` ``[B, L, d_model]``."""
+        logits = x @ slots.keys.transpose(1, 2)
+        logits = rearrange(logits, "b l (h k) -> b l h k", h=self.num_heads)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        attn = torch.softmax(logits, dim=-1, dtype=wide).flatten(2)
+        output = drop_out(attn, self.dropout, noise) @ slots.values
+        return drop_out(output, self.dropout, noise)
 
 
 class DecoderBlock(nn.Module):
@@ -76,26 +122,30 @@ class DecoderBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.is_first = is_first
+        self.dropout = dropout
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
-        self.self_attn = MultiHeadAttention(d_model, num_heads, dropout, gain)
+        self.self_attn = SelfAttention(d_model, num_heads, dropout, gain)
         self.encoder_decoder_attn_layer_norm = nn.LayerNorm(d_model)
-        self.encoder_decoder_attn = MultiHeadAttention(d_model, num_heads, dropout, gain)
+        self.encoder_decoder_attn = SlotReader(d_model, num_heads, dropout, gain)
         self.ffn_layer_norm = nn.LayerNorm(d_model)
         self.ffn = nn.Sequential(
             linear(d_model, 4 * d_model, weight_init="kaiming"),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             linear(4 * d_model, d_model, gain=gain),
-            nn.Dropout(dropout),
         )
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, noise: Noise | None = None) -> Tensor:
         """Maps ``x`` ``[B, L, d_model]`` given the projected slots ``[B, K, d_model]``."""
         normed = self.self_attn_layer_norm(x)
-        x = (normed if self.is_first else x) + self.self_attn(normed, normed, is_causal=True)
-        normed = self.encoder_decoder_attn_layer_norm(x)
-        x = x + self.encoder_decoder_attn(normed, context)
-        x = x + self.ffn(self.ffn_layer_norm(x))
-        return x
+        x = (normed if self.is_first else x) + self.self_attn(normed, noise)
+        reader = self.encoder_decoder_attn
+        x = x + reader(self.encoder_decoder_attn_layer_norm(x), reader.fold(context), noise)
+        return x + drop_out(self.ffn(self.ffn_layer_norm(x)), self.dropout, noise)
+
+
+def drop_out(x: Tensor, dropout: float, noise: Noise | None) -> Tensor:
+    """``x`` ``[B, L, D]`` after dropout; unchanged without noise."""
+    return x if noise is None or dropout == 0 else noise.dropout(x, dropout)
 
 
 class TransformerDecoder(nn.Module):
@@ -120,18 +170,19 @@ class TransformerDecoder(nn.Module):
         )
         self.layer_norm = nn.LayerNorm(d_model)
 
-    def forward(self, embeddings: Tensor, context: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, context: Tensor, noise: Noise | None = None) -> Tensor:
         """Decodes ``embeddings`` ``[B, L, d_model]``; position i sees positions up to i.
 
         Args:
             embeddings: Embedded tokens, the begin-of-sequence token first.
             context: The projected slots, ``[B, K, d_model]``.
+            noise: Of the dropout; None: no dropout.
 
         Returns:
             Features of the next token, ``[B, L, d_model]``.
         """
         x = embeddings
         for block in self.blocks:
-            x = block(x, context)
+            x = block(x, context, noise)
         output: Tensor = self.layer_norm(x)
         return output

@@ -1,11 +1,14 @@
 """The discrete VAE: 4 x 4 patches to tokens of a vocabulary and back."""
 
 import math
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+
+from fastslots.slate.token_sampling import TokenWeights
 
 _WIDTH = 64
 
@@ -39,6 +42,25 @@ class DVAE(nn.Module):
             _output_conv(_WIDTH, image_channels),
         )
 
+    def features(self, image: Tensor) -> Tensor:
+        """What the token logits are made of, ``[B, N, 64]``, for ``image`` ``[B, C, S, S]``."""
+        features: Tensor = self.encoder[:-1](image)
+        return rearrange(features, "b c h w -> b (h w) c")
+
+    def token_weights(self) -> TokenWeights:
+        """The last layer of the encoder and the first of the decoder, as matrices."""
+        to_logits = cast(nn.Conv2d, self.encoder[-1])
+        from_tokens = cast(_ConvBlock, self.decoder[0]).m
+        bias = cast(Tensor, to_logits.bias)
+        return TokenWeights(to_logits.weight[:, :, 0, 0], bias, from_tokens.weight[:, :, 0, 0])
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Images ``[B, C, S, S]``, not clamped, of the decoder's first features ``[B, N, 64]``."""
+        side = math.isqrt(features.shape[1])
+        grid = rearrange(features, "b (h w) c -> b c h w", h=side)
+        image: Tensor = self.decoder[1:](cast(_ConvBlock, self.decoder[0]).normalize(grid))
+        return image
+
     def decode_ids(self, ids: Tensor) -> Tensor:
         """Decodes one token per patch.
 
@@ -50,53 +72,7 @@ class DVAE(nn.Module):
         Returns:
             Images, ``[B, C, 4 * sqrt(N), 4 * sqrt(N)]``, not clamped.
         """
-        side = math.isqrt(ids.shape[1])
-        first = cast(_ConvBlock, self.decoder[0])
-        features = F.embedding(ids, first.m.weight[:, :, 0, 0].t())
-        features = first.normalize(features.transpose(1, 2).reshape(len(ids), _WIDTH, side, side))
-        image: Tensor = self.decoder[1:](features)
-        return image
-
-
-class TokenSample(NamedTuple):
-    """Token weights ``z`` ``[B, V, h, w]`` for the dVAE and tokens ``ids`` ``[B, h * w]``."""
-
-    z: Tensor
-    ids: Tensor
-
-
-def sample_tokens(logits: Tensor, tau: float, hard: bool, noisy: bool) -> TokenSample:
-    """Draws the dVAE's relaxed tokens and, independently, the tokens that the transformer sees.
-
-    Softmax and argmax ignore a constant shift, so the logits need no normalisation first.
-
-    Args:
-        logits: Token logits, ``[B, V, h, w]``.
-        tau: Temperature of the relaxation, above 0.
-        hard: Makes ``z`` one-hot, with the gradient of the relaxed ``z`` (straight-through).
-        noisy: Adds Gumbel noise; without it ``z`` is the tempered softmax and ``ids`` are greedy.
-
-    Returns:
-        ``z``, differentiable, and ``ids``, int64 and without gradient.
-
-    Source:
-        Jang et al. 2017, "Categorical Reparameterization with Gumbel-Softmax".
-    """
-    perturbed = logits + gumbel_noise(logits) if noisy else logits
-    z = torch.softmax(perturbed / tau, dim=1)
-    if hard:
-        one_hot = torch.zeros_like(z).scatter_(1, z.argmax(dim=1, keepdim=True), 1.0)
-        z = one_hot - z.detach() + z
-    logits = logits.detach()
-    ids = (logits + gumbel_noise(logits) if noisy else logits).argmax(dim=1)
-    return TokenSample(z, ids.flatten(1))
-
-
-def gumbel_noise(logits: Tensor) -> Tensor:
-    """Standard Gumbel noise in the shape of ``logits``; float32, or float64 for float64."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    exponential = torch.empty_like(logits, dtype=dtype, requires_grad=False).exponential_()
-    return -(exponential + torch.finfo(dtype).tiny).log()
+        return self.decode(F.embedding(ids, self.token_weights().from_tokens.t()))
 
 
 class _ConvBlock(nn.Module):
@@ -116,7 +92,7 @@ class _ConvBlock(nn.Module):
         return self.normalize(self.m(x))
 
     def normalize(self, x: Tensor) -> Tensor:
-        return F.relu(F.group_norm(x, 1, self.weight, self.bias))
+        return F.relu(F.group_norm(x, 1, self.weight, self.bias), inplace=True)
 
 
 class _Decoder(nn.Sequential):

@@ -59,21 +59,21 @@ class _CachedBlock:
         self.qkv_weight = torch.cat(
             [attention.proj_q.weight, attention.proj_k.weight, attention.proj_v.weight]
         )
-        self.slot_keys = cross.split_heads(cross.proj_k(context)).contiguous()
-        self.slot_values = cross.split_heads(cross.proj_v(context)).contiguous()
-        batch_size, heads, _, head_size = self.slot_keys.shape
+        self.slots = cross.fold(context)
+        batch_size, heads = len(context), attention.num_heads
+        head_size = context.shape[2] // heads
         self.qkv_shape = (batch_size, 3, heads, head_size)
-        # shaped like the slots' keys in dtype as well: under autocast that is not the weights'
-        self.cache = self.slot_keys.new_empty(2, batch_size, heads, num_tokens, head_size)
+        # like the slots' keys in dtype: under autocast that is not the weights'
+        self.cache = self.slots.keys.new_empty(2, batch_size, heads, num_tokens, head_size)
 
     def step(self, x: Tensor, position: int) -> Tensor:
         """The block's output at ``position`` for its input ``x`` there, ``[B, d_model]``."""
         block = self.block
         normed = block.self_attn_layer_norm(x)
         x = (normed if block.is_first else x) + self._attend_to_prefix(normed, position)
-        x = x + self._attend_to_slots(block.encoder_decoder_attn_layer_norm(x))
-        expand, relu, contract, _ = block.ffn
-        output: Tensor = x + contract(relu(expand(block.ffn_layer_norm(x))))
+        normed = block.encoder_decoder_attn_layer_norm(x).unsqueeze(1)
+        x = x + block.encoder_decoder_attn(normed, self.slots).squeeze(1)
+        output: Tensor = x + block.ffn(block.ffn_layer_norm(x))
         return output
 
     def _attend_to_prefix(self, x: Tensor, position: int) -> Tensor:
@@ -82,9 +82,3 @@ class _CachedBlock:
         keys, values = self.cache[:, :, :, : position + 1]
         output = scaled_dot_product_attention(qkv[0].unsqueeze(2), keys, values)
         return self.block.self_attn.proj_o(output.flatten(1))  # type: ignore[no-any-return]
-
-    def _attend_to_slots(self, x: Tensor) -> Tensor:
-        cross = self.block.encoder_decoder_attn
-        queries = cross.split_heads(cross.proj_q(x).unsqueeze(1))
-        output = scaled_dot_product_attention(queries, self.slot_keys, self.slot_values)
-        return cross.proj_o(output.flatten(1))  # type: ignore[no-any-return]

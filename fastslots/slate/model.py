@@ -5,17 +5,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastslots.initialization import linear
+from fastslots.noise import Noise, fresh_keys
 from fastslots.slate import official, pretrained
-from fastslots.slate.checks import check_ids, check_image, check_slots
+from fastslots.slate.checks import check_ids, check_image, check_keys, check_slots
 from fastslots.slate.config import SLATEConfig
+from fastslots.slate.cross_entropy import linear_cross_entropy
 from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
-from fastslots.slate.dvae import DVAE, sample_tokens
+from fastslots.slate.dvae import DVAE
 from fastslots.slate.generation import generate_tokens
 from fastslots.slate.slot_encoder import SlotEncoder
+from fastslots.slate.token_sampling import sample_tokens
 
 
 class SLATEOutput(NamedTuple):
@@ -45,6 +47,10 @@ class SLATE(nn.Module):
     neither: tokens are greedy and the relaxed tokens are the tempered softmax itself, so all that is
     random is the draw of the initial slots.
 
+    All noise follows from one key per image (see `fastslots.noise`), so that an image's does not depend
+    on the batch, the process or the device. Without keys, methods draw fresh ones from torch's global
+    generator.
+
     Args:
         config: The settings.
 
@@ -71,15 +77,23 @@ class SLATE(nn.Module):
         )
         self.out = linear(d_model, config.vocab_size, bias=False)
 
-    def forward(self, image: Tensor, tau: float = 1.0, hard: bool = False) -> SLATEOutput:
+    def forward(
+        self,
+        image: Tensor,
+        tau: float | Tensor = 1.0,
+        hard: bool = False,
+        keys: Tensor | None = None,
+    ) -> SLATEOutput:
         """Computes both losses of a batch; their sum is what SLATE minimises.
 
         No gradient couples the dVAE with the rest: slots and transformer see tokens of their own.
 
         Args:
             image: Images in [0, 1], ``[B, C, S, S]``, in the parameters' dtype.
-            tau: Temperature of the dVAE's relaxed tokens, above 0.
+            tau: Temperature of the dVAE's relaxed tokens, above 0. A scalar tensor, which is not
+                checked, lets ``torch.compile`` take any value without compiling again.
             hard: Decodes one-hot tokens, with the gradient of the relaxed ones.
+            keys: Of the noise, ``[B, 2]`` int32. Default: fresh ones.
 
         Returns:
             The losses, and what was computed on the way.
@@ -89,16 +103,23 @@ class SLATE(nn.Module):
             TypeError: If ``image`` has another dtype.
         """
         check_image(image, self.config, self.out.weight.dtype)
-        if not tau > 0:
+        if not isinstance(tau, Tensor) and not tau > 0:
             raise ValueError(f"tau must be above 0, got {tau}")
-        z, ids = sample_tokens(self.dvae.encoder(image), tau, hard, noisy=self.training)
-        recon = self.dvae.decoder(z)
+        noise = self._noise(keys, image.shape[0])
+        tokens = sample_tokens(
+            self.dvae.features(image),
+            self.dvae.token_weights(),
+            tau,
+            hard,
+            noise if self.training else None,
+        )
+        recon = self.dvae.decode(tokens.decoded)
         mse = (image - recon).square().sum() / image.shape[0]
 
-        embeddings = self.positional_encoder(self.dictionary(ids))
-        slots, attn = self.slot_attn(embeddings[:, 1:])
-        cross_entropy = self._cross_entropy(embeddings[:, :-1], ids, slots)
-        return SLATEOutput(cross_entropy, mse, recon.clamp(0, 1), attn, ids, slots)
+        embeddings = self._embed(tokens.ids, noise)
+        slots, attn = self.slot_attn(embeddings[:, 1:], None, noise)
+        cross_entropy = self._cross_entropy(embeddings[:, :-1], tokens.ids, slots, noise)
+        return SLATEOutput(cross_entropy, mse, recon.clamp(0, 1), attn, tokens.ids, slots)
 
     @torch.no_grad()
     def tokenize(self, image: Tensor) -> Tensor:
@@ -112,12 +133,15 @@ class SLATE(nn.Module):
         ids: Tensor = self.dvae.encoder(image).argmax(dim=1).flatten(1)
         return ids
 
-    def encode(self, ids: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, ids: Tensor, slots: Tensor | None = None, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Binds tokens to slots.
 
         Args:
             ids: Tokens in [0, V), ``[B, N]`` int64.
-            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a fresh draw.
+            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a draw.
+            keys: Of the noise, ``[B, 2]`` int32. Default: fresh ones.
 
         Returns:
             The final slots, ``[B, K, slot_size]``, and the attention of every token over the slots,
@@ -130,16 +154,17 @@ class SLATE(nn.Module):
         check_ids(ids, self.config)
         if slots is not None:
             check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
-        embeddings = self.positional_encoder(self.dictionary(ids))
-        final_slots, attn = self.slot_attn(embeddings[:, 1:], slots)
+        noise = self._noise(keys, ids.shape[0])
+        final_slots, attn = self.slot_attn(self._embed(ids, noise)[:, 1:], slots, noise)
         return final_slots, attn
 
-    def token_cross_entropy(self, ids: Tensor, slots: Tensor) -> Tensor:
+    def token_cross_entropy(self, ids: Tensor, slots: Tensor, keys: Tensor | None = None) -> Tensor:
         """Teacher-forced cross-entropy of tokens given slots.
 
         Args:
             ids: Tokens in [0, V), ``[B, N]`` int64.
             slots: Final slots, ``[B, K, slot_size]``.
+            keys: Of the noise, ``[B, 2]`` int32. Default: fresh ones.
 
         Returns:
             Nats, summed over an image's tokens, mean over the batch; scalar.
@@ -150,8 +175,8 @@ class SLATE(nn.Module):
         """
         check_ids(ids, self.config)
         check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
-        embeddings = self.positional_encoder(self.dictionary(ids))
-        return self._cross_entropy(embeddings[:, :-1], ids, slots)
+        noise = self._noise(keys, ids.shape[0])
+        return self._cross_entropy(self._embed(ids, noise)[:, :-1], ids, slots, noise)
 
     @torch.no_grad()
     def generate(self, slots: Tensor) -> Tensor:
@@ -180,14 +205,17 @@ class SLATE(nn.Module):
         )
 
     @torch.no_grad()
-    def reconstruct(self, image: Tensor, slots: Tensor | None = None) -> Tensor:
+    def reconstruct(
+        self, image: Tensor, slots: Tensor | None = None, keys: Tensor | None = None
+    ) -> Tensor:
         """Passes images through the slots: tokenise, encode, generate, decode.
 
         Dropout is off in either mode.
 
         Args:
             image: Images in [0, 1], ``[B, C, S, S]``.
-            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a fresh draw.
+            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a draw.
+            keys: Of that draw, ``[B, 2]`` int32. Default: fresh ones.
 
         Returns:
             Images, ``[B, C, S, S]``, clamped to [0, 1].
@@ -199,8 +227,9 @@ class SLATE(nn.Module):
         ids = self.tokenize(image)
         if slots is not None:
             check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
-        embeddings = self.dictionary(ids) + self.positional_encoder.pe
-        final_slots, _ = self.slot_attn(embeddings[:, 1:], slots)
+        embeddings = self.positional_encoder(self.dictionary(ids))
+        noise = self._noise(keys, ids.shape[0])
+        final_slots, _ = self.slot_attn(embeddings[:, 1:], slots, noise)
         return self.dvae.decode_ids(self.generate(final_slots)).clamp(0, 1)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -244,7 +273,20 @@ class SLATE(nn.Module):
         pretrained.fill(model, entries, official.NAMES, official.HINT)
         return model.eval()
 
-    def _cross_entropy(self, embeddings: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
-        features = self.tf_dec(embeddings, self.slot_proj(slots))
-        logits = self.out(features).flatten(0, 1)
-        return F.cross_entropy(logits, ids.flatten(), reduction="sum") / ids.shape[0]
+    def _noise(self, keys: Tensor | None, batch_size: int) -> Noise:
+        if keys is None:
+            return Noise(fresh_keys(batch_size, self.out.weight.device))
+        check_keys(keys, batch_size)
+        return Noise(keys)
+
+    def _embed(self, ids: Tensor, noise: Noise) -> Tensor:
+        embeddings: Tensor = self.positional_encoder(
+            self.dictionary(ids), noise if self.training else None
+        )
+        return embeddings
+
+    def _cross_entropy(
+        self, embeddings: Tensor, ids: Tensor, slots: Tensor, noise: Noise
+    ) -> Tensor:
+        features = self.tf_dec(embeddings, self.slot_proj(slots), noise if self.training else None)
+        return linear_cross_entropy(features, self.out.weight, ids) / ids.shape[0]

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from fastslots.initialization import linear
+from fastslots.noise import Noise
 from fastslots.slate.config import SLATEConfig
 from fastslots.slot_attention import SlotAttention
 from fastslots.slot_init import SlotInit
@@ -39,9 +40,14 @@ class SlotEncoder(nn.Module):
         if not self.slot_attention.init_learns:
             self.slot_init.freeze()
 
-    def forward(self, embeddings: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Final slots ``[B, K, D]`` and attention ``[B, N, K]`` of ``[B, N, d_model]``."""
+    def forward(
+        self, embeddings: Tensor, slots: Tensor | None, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """Final slots ``[B, K, D]`` and attention ``[B, N, K]`` of ``[B, N, d_model]``.
+
+        The initial slots are drawn from `noise` if there are none.
+        """
         if slots is None:
-            slots = self.slot_init(embeddings.shape[0])
+            slots = self.slot_init(embeddings.shape[0], noise=noise)
         final_slots, attn = self.slot_attention(self.mlp(self.layer_norm(embeddings)), slots)
         return final_slots, attn

@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastslots.benchmark.public_slate import PublicSLATE
 from fastslots.slate import SLATE, SLATEConfig
-from tests.slate.public_form import PublicSLATE
 
 M = TypeVar("M", bound=nn.Module)
 

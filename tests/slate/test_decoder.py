@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastslots.noise import Noise, sample_keys
 from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
 from tests.slate.small_models import perturbed
 
@@ -45,14 +46,18 @@ def test_the_first_block_alone_forgets_the_scale_of_its_input():
 
 
 @pytest.mark.parametrize("part", ["decoder", "positions"])
-def test_drops_out_in_training_mode_alone(part):
+def test_drops_out_where_noise_is_given_and_as_its_keys_say(part):
     x, context = make_inputs()
     decoder, positions = make_decoder(dropout=0.5), PositionalEncoding(9, 24, dropout=0.5).double()
-    call = (lambda: decoder(x, context)) if part == "decoder" else (lambda: positions(x))
-    assert not torch.equal(call(), call())
-    decoder.eval()
-    positions.eval()
-    assert torch.equal(call(), call())
+
+    def call(noise: Noise | None) -> Tensor:
+        return decoder(x, context, noise) if part == "decoder" else positions(x, noise)
+
+    first, same, other = (Noise(sample_keys(range(2), seed)) for seed in (0, 0, 1))
+    dropped = call(first)
+    assert torch.equal(dropped, call(same))
+    assert not torch.equal(dropped, call(other))
+    assert not torch.equal(dropped, call(None))
 
 
 def test_the_dictionary_begins_every_sequence_with_row_0():

@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
+from fastslots.benchmark.public_slate import PublicSLATE
 from fastslots.slate import SLATE
-from tests.slate.public_form import PublicSLATE
 from tests.slate.small_models import (
     NOT_IN_SHAPES,
     images,

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from fastslots.benchmark.public_slate import PublicSLATE
+from fastslots.noise import sample_keys
 from fastslots.slate import SLATE
-from tests.slate.public_form import PublicSLATE
+from tests.slate.keyed_noise import with_keyed_noise
 from tests.slate.small_models import (
     images,
     initial_slots,
@@ -21,14 +23,16 @@ HEADS = pytest.mark.parametrize("heads", [1, 2, 4])
 
 
 @pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @HEADS
-def test_training_forward_and_gradients_equal_the_public_form_with_the_same_noise(heads, hard):
-    public, model = official_pair(num_slot_heads=heads, dropout=0.0)
-    image = images(dtype=torch.float64)
-    torch.manual_seed(3)
+def test_training_forward_and_gradients_equal_the_public_form_with_the_same_noise(
+    heads, dropout, hard, monkeypatch
+):
+    public, model = official_pair(num_slot_heads=heads, dropout=dropout)
+    image, keys = images(dtype=torch.float64), sample_keys(range(5), 0)
+    with_keyed_noise(public, keys, monkeypatch)
     expected = public(image, 0.7, hard)
-    torch.manual_seed(3)
-    actual = model(image, 0.7, hard)
+    actual = model(image, 0.7, hard, keys)
     for name in ("recon", "cross_entropy", "mse", "attn"):
         assert relative_error(getattr(actual, name), getattr(expected, name)) <= 1e-9, name
     (expected.cross_entropy + expected.mse).backward()
@@ -294,3 +298,58 @@ def test_loaded_models_are_in_eval_mode(tmp_path):
 def test_what_is_no_tensor_is_named(call, message):
     with pytest.raises(TypeError, match=message):
         call(small_model())
+
+
+def test_an_image_with_its_key_is_the_same_in_any_batch():
+    model, image = small_model(dropout=0.3).double(), images(dtype=torch.float64)
+    keys = sample_keys(range(5), 0)
+    together = model(image, 0.7, keys=keys)
+    for part in (slice(0, 2), slice(2, 5)):
+        alone = model(image[part], 0.7, keys=keys[part])
+        assert torch.equal(alone.ids, together.ids[part])
+        for name in ("recon", "attn", "slots"):
+            actual, expected = getattr(alone, name), getattr(together, name)[part]
+            torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        together.cross_entropy,
+        sum(model(image[i : i + 1], 0.7, keys=keys[i : i + 1]).cross_entropy for i in range(5)) / 5,
+    )
+
+
+def test_keys_decide_all_noise():
+    model, image = small_model(dropout=0.3), images()
+    first, same, other = (model(image, keys=sample_keys(range(5), seed)) for seed in (0, 0, 1))
+    assert torch.equal(first.recon, same.recon)
+    assert torch.equal(first.cross_entropy, same.cross_entropy)
+    assert not torch.equal(first.recon, other.recon)
+    assert not torch.equal(first.ids, other.ids)
+    model.eval()
+    ids = model.tokenize(image)
+    keys = sample_keys(range(5), 0)
+    assert torch.equal(model(image, keys=keys).slots, model.encode(ids, keys=keys)[0])
+
+
+def test_under_autocast_losses_are_float32_and_close():
+    model, image, keys = small_model(dropout=0.3), images(), sample_keys(range(5), 0)
+    exact = model(image, keys=keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(image, keys=keys)
+    (output.cross_entropy + output.mse).backward()
+    for name in ("cross_entropy", "mse"):
+        assert getattr(output, name).dtype == torch.float32
+        assert relative_error(getattr(output, name), getattr(exact, name)) < 0.05
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in learned)
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "message"),
+    [
+        (torch.zeros(5, 2), TypeError, "keys must be torch.int32, got torch.float32"),
+        (torch.zeros(4, 2, dtype=torch.int32), ValueError, r"keys must have shape \(5, 2\)"),
+        ([1, 2], TypeError, "keys must be a tensor, got list"),
+    ],
+)
+def test_wrong_keys_are_named(keys, error, message):
+    with pytest.raises(error, match=message):
+        small_model()(images(), keys=keys)

@@ -1,0 +1,70 @@
+"""The cross-entropy of a linear layer's outputs, which are never all there at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastslots.slate.chunks import parts
+from fastslots.slate.precision import product_dtype, without_autocast
+
+
+def linear_cross_entropy(features: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropy of tokens given the features that predict them, summed.
+
+    Equals ``F.cross_entropy(features @ weight.T, ids, reduction="sum")``. The logits ``[B, N, V]`` are
+    computed part by part. As the loss is a number, so is what the backward pass multiplies with: the
+    gradients are made in the forward pass, while a part's logits are there, and nothing is computed twice.
+
+    Args:
+        features: ``[B, N, D]``.
+        weight: ``[V, D]``.
+        ids: Tokens in [0, V), ``[B, N]`` int64.
+
+    Returns:
+        Nats, scalar; float32, or float64 for float64.
+    """
+    dtype = product_dtype(features)
+    with without_autocast(features):
+        total: Tensor = _LinearCrossEntropy.apply(
+            features, weight, ids, dtype, torch.is_grad_enabled()
+        )
+    return total
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, ids: Tensor, dtype: torch.dtype, tracked: bool
+    ) -> Tensor:
+        batch_size, num_tokens, _ = features.shape
+        wide = torch.promote_types(features.dtype, torch.float32)
+        x, w = features.to(dtype), weight.to(dtype)
+        total = torch.zeros((), dtype=wide, device=x.device)
+        tracked = tracked and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        grad_features = torch.empty_like(features) if tracked else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if tracked else None
+        for samples, rows in parts(batch_size, num_tokens, len(weight), x.device):
+            part, targets = x[samples, rows].flatten(0, 1), ids[samples, rows].reshape(-1, 1)
+            log_p = torch.log_softmax((part @ w.t()).to(wide), dim=-1)
+            total = total - log_p.gather(1, targets).sum()
+            if grad_features is None or grad_weight is None:
+                continue
+            grad_logits = log_p.exp_().scatter_add_(
+                1, targets, torch.full_like(targets, -1, dtype=wide)
+            )
+            grad_logits = grad_logits.to(dtype)
+            grad_features[samples, rows] = (grad_logits @ w).view_as(features[samples, rows])
+            grad_weight += (grad_logits.t() @ part).to(wide)
+        if grad_features is not None and grad_weight is not None:
+            ctx.save_for_backward(grad_features, grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (grad.to(saved.dtype) * saved for saved in ctx.saved_tensors)
+        return *scaled, None, None, None

@@ -1,0 +1,163 @@
+"""From features of patches to tokens: the dVAE's relaxed ones, and those that the transformer sees."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastslots.noise import Draw, Noise
+from fastslots.slate.chunks import parts
+from fastslots.slate.precision import product_dtype, without_autocast
+
+
+class TokenWeights(NamedTuple):
+    """The layers on both sides of the tokens: 1 x 1 convolutions, as matrices.
+
+    Attributes:
+        to_logits: Features to the logits of the tokens, ``[V, D]``.
+        bias: Of the logits, ``[V]``.
+        from_tokens: Token weights to the decoder's first features, ``[E, V]``.
+    """
+
+    to_logits: Tensor
+    bias: Tensor
+    from_tokens: Tensor
+
+
+class TokenSample(NamedTuple):
+    """What `sample_tokens` returns.
+
+    Attributes:
+        decoded: ``from_tokens`` of the relaxed tokens, ``[B, N, E]``; differentiable.
+        ids: Tokens drawn on their own, ``[B, N]`` int64; without gradient.
+    """
+
+    decoded: Tensor
+    ids: Tensor
+
+
+def sample_tokens(
+    features: Tensor, weights: TokenWeights, tau: float | Tensor, hard: bool, noise: Noise | None
+) -> TokenSample:
+    """Draws relaxed tokens and passes them on, and draws the tokens of the transformer.
+
+    With logits ``l = features @ to_logits.T + bias`` and independent Gumbel noise g, g': the relaxed
+    tokens are ``z = softmax((l + g) / tau)``, and ``ids = argmax(l + g')``. Neither l nor z,
+    ``[B, N, V]``, is ever whole: both are computed part by part, and again in the backward pass with the
+    same noise.
+
+    Args:
+        features: ``[B, N, D]``.
+        weights: The layers before and after.
+        tau: Temperature of the relaxation, above 0; a number or a scalar tensor.
+        hard: Makes z one-hot, with the gradient of the relaxed z (straight-through).
+        noise: None: no noise; z is the tempered softmax and the tokens are the likeliest.
+
+    Source:
+        Jang et al. 2017, "Categorical Reparameterization with Gumbel-Softmax"; two draws as in SLATE.
+    """
+    draws: list[Tensor] = []
+    if noise is not None:
+        for draw in (noise.draw(features.shape[1], len(weights.bias)) for _ in range(2)):
+            draws += [draw.rows, draw.columns]
+    dtype = product_dtype(features)
+    with without_autocast(features):
+        decoded, ids = _SampleTokens.apply(features, *weights, tau, hard, dtype, *draws)
+    return TokenSample(decoded, ids)
+
+
+class _SampleTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        to_logits: Tensor,
+        bias: Tensor,
+        from_tokens: Tensor,
+        tau: float | Tensor,
+        hard: bool,
+        dtype: torch.dtype,
+        *draws: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.tau, ctx.hard, ctx.dtype = tau, hard, dtype
+        ctx.save_for_backward(features, to_logits, bias, from_tokens, *draws)
+        batch_size, num_tokens, _ = features.shape
+        layers = _Layers(features, to_logits, bias, dtype)
+        w_out = from_tokens.to(dtype).t().contiguous()
+        decoded = torch.empty(
+            batch_size, num_tokens, w_out.shape[1], dtype=dtype, device=features.device
+        )
+        ids = torch.empty(batch_size, num_tokens, dtype=torch.int64, device=features.device)
+        for samples, rows in parts(batch_size, num_tokens, len(bias), features.device):
+            logits = layers.logits(samples, rows)
+            z = _relaxed(logits, tau, _part(draws[:2], samples, rows))
+            ids[samples, rows] = _perturbed(logits, _part(draws[2:], samples, rows)).argmax(-1)
+            if hard:
+                decoded[samples, rows] = torch.nn.functional.embedding(z.argmax(-1), w_out)
+            else:
+                decoded[samples, rows] = z.to(dtype) @ w_out
+        ctx.mark_non_differentiable(ids)
+        return decoded, ids
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        features, to_logits, bias, from_tokens, *draws = ctx.saved_tensors
+        batch_size, num_tokens, _ = features.shape
+        layers = _Layers(features, to_logits, bias, ctx.dtype)
+        w_in, w_out, grad = layers.weight, from_tokens.to(ctx.dtype), grad.to(ctx.dtype)
+        wide = layers.wide
+        grad_features = torch.empty_like(features)
+        grad_to_logits = torch.zeros_like(to_logits, dtype=wide)
+        grad_bias = torch.zeros_like(bias, dtype=wide)
+        grad_from_tokens = torch.zeros_like(from_tokens, dtype=wide).t().contiguous()
+        for samples, rows in parts(batch_size, num_tokens, len(bias), features.device):
+            z = _relaxed(layers.logits(samples, rows), ctx.tau, _part(draws[:2], samples, rows))
+            part = grad[samples, rows]
+            grad_z = (part @ w_out).to(wide)
+            grad_logits = torch.ops.aten._softmax_backward_data(grad_z, z, -1, wide) / ctx.tau
+            if ctx.hard:
+                grad_from_tokens.index_add_(0, z.argmax(-1).flatten(), part.flatten(0, 1).to(wide))
+            else:
+                grad_from_tokens += (z.flatten(0, 1).to(ctx.dtype).t() @ part.flatten(0, 1)).to(
+                    wide
+                )
+            grad_bias += grad_logits.sum((0, 1))
+            grad_logits = grad_logits.to(ctx.dtype)
+            grad_features[samples, rows] = (grad_logits @ w_in).to(features.dtype)
+            x = layers.features[samples, rows].flatten(0, 1)
+            grad_to_logits += (grad_logits.flatten(0, 1).t() @ x).to(wide)
+        return (
+            grad_features,
+            grad_to_logits.to(to_logits.dtype),
+            grad_bias.to(bias.dtype),
+            grad_from_tokens.t().to(from_tokens.dtype),
+            *[None] * (3 + len(draws)),
+        )
+
+
+class _Layers:
+    """The logits of any part of the features."""
+
+    def __init__(self, features: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        self.wide = torch.promote_types(features.dtype, torch.float32)
+        self.features, self.weight = features.to(dtype), weight.to(dtype)
+        self.bias = bias.to(self.wide)
+
+    def logits(self, samples: slice, rows: slice) -> Tensor:
+        return (self.features[samples, rows] @ self.weight.t()).to(self.wide) + self.bias
+
+
+def _part(draw: tuple[Tensor, ...] | list[Tensor], samples: slice, rows: slice) -> Draw | None:
+    return Draw(*draw).part(samples, rows) if draw else None
+
+
+def _perturbed(logits: Tensor, draw: Draw | None) -> Tensor:
+    return logits if draw is None else draw.gumbel(logits.dtype).add_(logits)
+
+
+def _relaxed(logits: Tensor, tau: float | Tensor, draw: Draw | None) -> Tensor:
+    return torch.softmax(_perturbed(logits, draw) / tau, dim=-1)
