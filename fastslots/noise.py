@@ -118,10 +118,6 @@ class Draw:
     rows: Tensor
     columns: Tensor
 
-    def part(self, samples: slice, rows: slice = slice(None), columns: slice = slice(None)) -> Draw:
-        """Some of the samples, rows and columns; their numbers stay the same."""
-        return Draw(self.rows[samples, rows], self.columns[samples, :, columns])
-
     def bits(self) -> Tensor:
         """Uniform int32, ``[B, R, C]``."""
         x = self.rows ^ self.columns

@@ -29,7 +29,7 @@ def test_a_number_depends_on_its_sample_draw_and_place_alone():
     for _ in range(2):
         whole, single = together.draw(6, 9), alone.draw(6, 9)
         assert torch.equal(whole.bits()[1:2], single.bits())
-    part = whole.part(slice(1, 2), slice(2, 5))
+    part = Draw(whole.rows[1:2, 2:5], whole.columns[1:2])
     assert torch.equal(part.bits(), whole.bits()[1:2, 2:5])
     assert torch.equal(together.draw(8, 12).bits()[1:2, :6, :9], alone.draw(6, 9).bits())
 
@@ -152,9 +152,3 @@ def test_compiled_numbers_are_the_same():
     compiled = torch.compile(draw, fullgraph=True, dynamic=False)
     for actual, expected in zip(compiled(keys(0, 1)), draw(keys(0, 1)), strict=True):
         assert torch.equal(actual, expected)
-
-
-def test_a_draw_is_made_of_the_hashes_it_holds():
-    draw = Noise(keys(0)).draw(2, 3)
-    assert (draw.rows.shape, draw.columns.shape) == ((1, 2, 1), (1, 1, 3))
-    assert torch.equal(Draw(draw.rows, draw.columns).bits(), draw.bits())

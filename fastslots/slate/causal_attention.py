@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -11,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from fastslots.noise import Draw, Noise
-from fastslots.slate.chunks import parts
+from fastslots.slate.chunks import Part, parts
 from fastslots.slate.precision import product_dtype, without_autocast
 
 
@@ -61,7 +62,7 @@ class _CausalAttention(torch.autograd.Function):
         output = torch.empty_like(q)
         for part in _parts(q, Draw(rows, columns), dropout):
             _, kept = part.attention(q, k)
-            output[part.queries] = kept.to(dtype) @ v[part.keys]
+            part.queries(output).copy_(kept.to(dtype) @ part.keys(v))
         output.mul_(1 / (1 - dropout))
         ctx.save_for_backward(q, k, v, output, rows, columns)
         ctx.dropout = dropout
@@ -77,53 +78,50 @@ class _CausalAttention(torch.autograd.Function):
         grad = (grad * (1 / (1 - ctx.dropout))).to(q.dtype)
         for part in _parts(q, Draw(rows, columns), ctx.dropout):
             attn, kept = part.attention(q, k)
-            grad_part = grad[part.queries]
-            grad_v[part.keys] += kept.to(q.dtype).transpose(-1, -2) @ grad_part
+            grad_part = part.queries(grad)
+            part.keys(grad_v).add_(kept.to(q.dtype).transpose(-1, -2) @ grad_part)
             # attn * (keep * grad_attn - mean), where kept = attn * keep
-            grad_attn = (grad_part @ v[part.keys].transpose(-1, -2)).to(attn.dtype)
-            grad_logits = kept.mul_(grad_attn).sub_(attn.mul_(mean[part.queries]))
+            grad_attn = (grad_part @ part.keys(v).transpose(-1, -2)).to(attn.dtype)
+            grad_logits = kept.mul_(grad_attn).sub_(attn.mul_(part.queries(mean)))
             grad_logits = grad_logits.mul_(q.shape[-1] ** -0.5).to(q.dtype)
-            grad_q[part.queries] = grad_logits @ k[part.keys]
-            grad_k[part.keys] += grad_logits.transpose(-1, -2) @ q[part.queries]
+            part.queries(grad_q).copy_(grad_logits @ part.keys(k))
+            part.keys(grad_k).add_(grad_logits.transpose(-1, -2) @ part.queries(q))
         return grad_q, grad_k, grad_v, None, None, None, None
 
 
-class _Part:
+class _Queries(NamedTuple):
     """Queries of some samples, and the keys that they may read."""
 
-    def __init__(self, samples: slice, first: int, last: int, draw: Draw, dropout: float) -> None:
-        self.queries = (samples, slice(None), slice(first, last))
-        self.keys = (samples, slice(None), slice(0, last))
-        self.samples, self.first, self.last, self.draw, self.dropout = (
-            samples,
-            first,
-            last,
-            draw,
-            dropout,
-        )
+    part: Part
+    draw: Draw
+    dropout: float
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Their entries of ``[B, H, N, D]``, a view."""
+        return self.part.samples_of(x)[:, :, self.part.first_row : self.part.last_row]
+
+    def keys(self, x: Tensor) -> Tensor:
+        """The entries of ``[B, H, N, D]`` that they may read, a view."""
+        return self.part.samples_of(x)[:, :, : self.part.last_row]
 
     def attention(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """The attention ``[b, H, n, m]``, and what dropout keeps of it."""
-        queries, keys = q[self.queries], k[self.keys]
+        queries, keys = self.queries(q), self.keys(k)
         num_heads, num_queries = queries.shape[1:3]
         logits = (queries * q.shape[-1] ** -0.5 @ keys.transpose(-1, -2)).to(_wide(q))
         future = torch.full((num_queries, num_queries), float("-inf"), device=q.device).triu(1)
-        logits[..., self.first :].add_(future)
+        logits[..., self.part.first_row :].add_(future)
         attn = torch.softmax(logits, dim=-1)
-        rows = rearrange(self.draw.rows[self.samples], "b (h n) 1 -> b h n 1", h=num_heads)
-        dropped = Draw(
-            rows[:, :, self.first : self.last],
-            self.draw.columns[self.samples, :, : self.last].unsqueeze(1),
-        ).drop(self.dropout)
+        rows = rearrange(self.draw.rows, "b (h n) 1 -> b h n 1", h=num_heads)
+        columns = self.part.samples_of(self.draw.columns)[:, None, :, : self.part.last_row]
+        dropped = Draw(self.queries(rows), columns).drop(self.dropout)
         return attn, attn.masked_fill(dropped, 0)
 
 
-def _parts(q: Tensor, draw: Draw, dropout: float) -> list[_Part]:
+def _parts(q: Tensor, draw: Draw, dropout: float) -> Iterator[_Queries]:
     batch_size, num_heads, length, _ = q.shape
-    return [
-        _Part(samples, rows.start, rows.stop, draw, dropout)
-        for samples, rows in parts(batch_size, length, num_heads * length, q.device)
-    ]
+    for part in parts(batch_size, length, num_heads * length, q.device):
+        yield _Queries(part, draw, dropout)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 # Entries of a part. On a CPU a part stays in the caches, which is also what makes it fast. A GPU needs
 # parts that fill it, and so does a compiler, which would write out every part's code.
@@ -12,9 +14,24 @@ _CPU_ENTRIES = 2**18
 _LARGE_ENTRIES = 2**26
 
 
-def parts(
-    batch_size: int, num_rows: int, num_columns: int, device: torch.device
-) -> Iterator[tuple[slice, slice]]:
+class Part(NamedTuple):
+    """Some rows of some samples, as bounds: torch 2.11 cannot compile slices that are handed around."""
+
+    first_sample: int
+    last_sample: int
+    first_row: int
+    last_row: int
+
+    def of(self, table: Tensor) -> Tensor:
+        """The part of ``[B, R, ...]``, a view."""
+        return table[self.first_sample : self.last_sample, self.first_row : self.last_row]
+
+    def samples_of(self, table: Tensor) -> Tensor:
+        """The part's samples of ``[B, ...]``, a view."""
+        return table[self.first_sample : self.last_sample]
+
+
+def parts(batch_size: int, num_rows: int, num_columns: int, device: torch.device) -> Iterator[Part]:
     """Cuts a table ``[batch_size, num_rows, num_columns]`` into samples and rows of bearable size.
 
     Args:
@@ -24,15 +41,15 @@ def parts(
         device: Where it is computed.
 
     Yields:
-        Samples and rows of a part: several whole samples, or rows of one.
+        Several whole samples, or rows of one.
     """
     is_large = device.type != "cpu" or torch.compiler.is_compiling()
     rows = max(1, (_LARGE_ENTRIES if is_large else _CPU_ENTRIES) // max(1, num_columns))
     if rows >= num_rows:
         samples = rows // max(1, num_rows)
         for first in range(0, batch_size, samples):
-            yield slice(first, first + samples), slice(0, num_rows)
+            yield Part(first, min(first + samples, batch_size), 0, num_rows)
         return
     for sample in range(batch_size):
         for first in range(0, num_rows, rows):
-            yield slice(sample, sample + 1), slice(first, min(first + rows, num_rows))
+            yield Part(sample, sample + 1, first, min(first + rows, num_rows))

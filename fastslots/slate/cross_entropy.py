@@ -47,9 +47,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         tracked = tracked and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         grad_features = torch.empty_like(features) if tracked else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if tracked else None
-        for samples, rows in parts(batch_size, num_tokens, len(weight), x.device):
-            part, targets = x[samples, rows].flatten(0, 1), ids[samples, rows].reshape(-1, 1)
-            log_p = torch.log_softmax((part @ w.t()).to(wide), dim=-1)
+        for part in parts(batch_size, num_tokens, len(weight), x.device):
+            inputs, targets = part.of(x).flatten(0, 1), part.of(ids).reshape(-1, 1)
+            log_p = torch.log_softmax((inputs @ w.t()).to(wide), dim=-1)
             total = total - log_p.gather(1, targets).sum()
             if grad_features is None or grad_weight is None:
                 continue
@@ -57,8 +57,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 1, targets, torch.full_like(targets, -1, dtype=wide)
             )
             grad_logits = grad_logits.to(dtype)
-            grad_features[samples, rows] = (grad_logits @ w).view_as(features[samples, rows])
-            grad_weight += (grad_logits.t() @ part).to(wide)
+            part.of(grad_features).copy_((grad_logits @ w).view_as(part.of(features)))
+            grad_weight += (grad_logits.t() @ inputs).to(wide)
         if grad_features is not None and grad_weight is not None:
             ctx.save_for_backward(grad_features, grad_weight.to(weight.dtype))
         return total

@@ -17,7 +17,7 @@ from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, Transfo
 from fastslots.slate.dvae import DVAE
 from fastslots.slate.generation import generate_tokens
 from fastslots.slate.slot_encoder import SlotEncoder
-from fastslots.slate.token_sampling import sample_tokens
+from fastslots.slate.token_sampling import likeliest_tokens, sample_tokens
 
 
 class SLATEOutput(NamedTuple):
@@ -130,8 +130,7 @@ class SLATE(nn.Module):
             TypeError: If ``image`` has another dtype.
         """
         check_image(image, self.config, self.out.weight.dtype)
-        ids: Tensor = self.dvae.encoder(image).argmax(dim=1).flatten(1)
-        return ids
+        return likeliest_tokens(self.dvae.features(image), self.dvae.token_weights())
 
     def encode(
         self, ids: Tensor, slots: Tensor | None = None, keys: Tensor | None = None

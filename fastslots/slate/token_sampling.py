@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastslots.noise import Draw, Noise
-from fastslots.slate.chunks import parts
+from fastslots.slate.chunks import Part, parts
 from fastslots.slate.precision import product_dtype, without_autocast
 
 
@@ -69,6 +71,24 @@ def sample_tokens(
     return TokenSample(decoded, ids)
 
 
+@torch.no_grad()
+def likeliest_tokens(features: Tensor, weights: TokenWeights) -> Tensor:
+    """The tokens ``[B, N]`` int64 of the greatest logits, which are never all there at once.
+
+    Args:
+        features: ``[B, N, D]``.
+        weights: The layers before and after.
+    """
+    batch_size, num_tokens, _ = features.shape
+    ids = torch.empty(batch_size, num_tokens, dtype=torch.int64, device=features.device)
+    dtype = product_dtype(features)
+    with without_autocast(features):
+        layers = _Layers(features, weights.to_logits, weights.bias, dtype)
+        for part in parts(batch_size, num_tokens, len(weights.bias), features.device):
+            part.of(ids).copy_(layers.logits(part).argmax(-1))
+    return ids
+
+
 class _SampleTokens(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -91,14 +111,14 @@ class _SampleTokens(torch.autograd.Function):
             batch_size, num_tokens, w_out.shape[1], dtype=dtype, device=features.device
         )
         ids = torch.empty(batch_size, num_tokens, dtype=torch.int64, device=features.device)
-        for samples, rows in parts(batch_size, num_tokens, len(bias), features.device):
-            logits = layers.logits(samples, rows)
-            z = _relaxed(logits, tau, _part(draws[:2], samples, rows))
-            ids[samples, rows] = _perturbed(logits, _part(draws[2:], samples, rows)).argmax(-1)
+        for part in parts(batch_size, num_tokens, len(bias), features.device):
+            logits = layers.logits(part)
+            z = _relaxed(logits, tau, _draw(draws[:2], part))
+            part.of(ids).copy_(_perturbed(logits, _draw(draws[2:], part)).argmax(-1))
             if hard:
-                decoded[samples, rows] = torch.nn.functional.embedding(z.argmax(-1), w_out)
+                part.of(decoded).copy_(F.embedding(z.argmax(-1), w_out))
             else:
-                decoded[samples, rows] = z.to(dtype) @ w_out
+                part.of(decoded).copy_(z.to(dtype) @ w_out)
         ctx.mark_non_differentiable(ids)
         return decoded, ids
 
@@ -114,22 +134,21 @@ class _SampleTokens(torch.autograd.Function):
         grad_to_logits = torch.zeros_like(to_logits, dtype=wide)
         grad_bias = torch.zeros_like(bias, dtype=wide)
         grad_from_tokens = torch.zeros_like(from_tokens, dtype=wide).t().contiguous()
-        for samples, rows in parts(batch_size, num_tokens, len(bias), features.device):
-            z = _relaxed(layers.logits(samples, rows), ctx.tau, _part(draws[:2], samples, rows))
-            part = grad[samples, rows]
-            grad_z = (part @ w_out).to(wide)
+        for part in parts(batch_size, num_tokens, len(bias), features.device):
+            z = _relaxed(layers.logits(part), ctx.tau, _draw(draws[:2], part))
+            grad_rows = part.of(grad)
+            grad_z = (grad_rows @ w_out).to(wide)
             grad_logits = torch.ops.aten._softmax_backward_data(grad_z, z, -1, wide) / ctx.tau
+            grad_rows = grad_rows.flatten(0, 1)
             if ctx.hard:
-                grad_from_tokens.index_add_(0, z.argmax(-1).flatten(), part.flatten(0, 1).to(wide))
+                grad_from_tokens.index_add_(0, z.argmax(-1).flatten(), grad_rows.to(wide))
             else:
-                grad_from_tokens += (z.flatten(0, 1).to(ctx.dtype).t() @ part.flatten(0, 1)).to(
-                    wide
-                )
+                grad_from_tokens += (z.flatten(0, 1).to(ctx.dtype).t() @ grad_rows).to(wide)
             grad_bias += grad_logits.sum((0, 1))
             grad_logits = grad_logits.to(ctx.dtype)
-            grad_features[samples, rows] = (grad_logits @ w_in).to(features.dtype)
-            x = layers.features[samples, rows].flatten(0, 1)
-            grad_to_logits += (grad_logits.flatten(0, 1).t() @ x).to(wide)
+            part.of(grad_features).copy_(grad_logits @ w_in)
+            inputs = part.of(layers.features).flatten(0, 1)
+            grad_to_logits += (grad_logits.flatten(0, 1).t() @ inputs).to(wide)
         return (
             grad_features,
             grad_to_logits.to(to_logits.dtype),
@@ -147,12 +166,12 @@ class _Layers:
         self.features, self.weight = features.to(dtype), weight.to(dtype)
         self.bias = bias.to(self.wide)
 
-    def logits(self, samples: slice, rows: slice) -> Tensor:
-        return (self.features[samples, rows] @ self.weight.t()).to(self.wide) + self.bias
+    def logits(self, part: Part) -> Tensor:
+        return (part.of(self.features) @ self.weight.t()).to(self.wide) + self.bias
 
 
-def _part(draw: tuple[Tensor, ...] | list[Tensor], samples: slice, rows: slice) -> Draw | None:
-    return Draw(*draw).part(samples, rows) if draw else None
+def _draw(draw: Sequence[Tensor], part: Part) -> Draw | None:
+    return Draw(part.of(draw[0]), part.samples_of(draw[1])) if draw else None
 
 
 def _perturbed(logits: Tensor, draw: Draw | None) -> Tensor:

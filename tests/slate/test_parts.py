@@ -11,7 +11,12 @@ from fastslots.noise import Noise, sample_keys
 from fastslots.slate import chunks
 from fastslots.slate.causal_attention import causal_attention
 from fastslots.slate.cross_entropy import linear_cross_entropy
-from fastslots.slate.token_sampling import TokenSample, TokenWeights, sample_tokens
+from fastslots.slate.token_sampling import (
+    TokenSample,
+    TokenWeights,
+    likeliest_tokens,
+    sample_tokens,
+)
 
 B, N, V, D, E = 3, 10, 7, 4, 5
 KEYS = sample_keys(range(B), 0)
@@ -43,7 +48,7 @@ def entries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param
 
 
-def parts_of(batch_size: int, rows: int, columns: int, entries: int) -> list[tuple[slice, slice]]:
+def parts_of(batch_size: int, rows: int, columns: int, entries: int) -> list[chunks.Part]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "_CPU_ENTRIES", entries)
         return list(chunks.parts(batch_size, rows, columns, torch.device("cpu")))
@@ -52,9 +57,9 @@ def parts_of(batch_size: int, rows: int, columns: int, entries: int) -> list[tup
 @pytest.mark.parametrize("entries", [1, 3, 7, 11, 23, 70, 1000])
 def test_parts_cover_every_row_of_every_sample_once_and_are_no_larger_than_asked(entries):
     covered = torch.zeros(5, 7, dtype=torch.int64)
-    for samples, rows in parts_of(5, 7, 3, entries):
-        covered[samples, rows] += 1
-        assert covered[samples, rows].numel() * 3 <= max(3, entries)
+    for part in parts_of(5, 7, 3, entries):
+        part.of(covered).add_(1)
+        assert part.of(covered).numel() * 3 <= max(3, entries)
     assert (covered == 1).all()
 
 
@@ -214,3 +219,10 @@ def test_under_autocast_products_are_bfloat16_and_what_adds_up_is_float32():
         assert tensor.grad.dtype == torch.float32
     exact = linear_cross_entropy(features.double(), weight.double(), ids)
     assert abs(loss - exact) <= 0.02 * exact
+
+
+@pytest.mark.parametrize("entries", [2**18, 2 * N * V, 4 * V, 1], indirect=True)
+def test_the_likeliest_tokens_in_parts_are_those_of_all_logits(entries):
+    features, weights = token_problem()
+    logits = features @ weights.to_logits.t() + weights.bias
+    assert torch.equal(likeliest_tokens(features, weights), logits.argmax(-1))
