@@ -3,6 +3,7 @@
 import colorsys
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,24 +39,36 @@ def segmentation(attn: Tensor, image_size: int) -> Tensor:
     Raises:
         ValueError: If attn is no ``[B, h², K]`` or S no multiple of h.
     """
-    return _upsampled(attn, image_size).argmax(1).to(torch.uint8)
+    _check_attn(attn, image_size)
+    winners = attn.argmax(2, keepdim=True).to(torch.uint8)
+    return _upsampled(winners, image_size).squeeze(1)
 
 
-def slot_panels(image: Tensor, recon: Tensor, through_slots: Tensor, attn: Tensor) -> Tensor:
+def slot_panels(
+    image: Tensor,
+    recon: Tensor,
+    through_slots: Tensor,
+    attn: Tensor,
+    masks: Tensor | None = None,
+) -> Tensor:
     """Lays out one row of panels per image, as the SLATE authors show their samples.
 
     The panels are the image, the dVAE's reconstruction, the reconstruction through the slots, the
     image tinted by its segmentation, and for each slot ``image * a + (1 - a)``, with a its attention
-    repeated up to the size of the image: what the slot ignores is white.
+    repeated up to the size of the image: what the slot ignores is white. With masks, the image
+    tinted by its true objects stands before the segments.
 
     Args:
         image: ``[B, 3, S, S]`` in [0, 1].
         recon: The dVAE's reconstruction, shape of image.
         through_slots: The reconstruction through the slots, shape of image.
         attn: Softmax over slots, ``[B, N, K]``, N = h² tokens in raster order, S a multiple of h.
+        masks: The number of the object at every pixel, ``[B, S, S]`` of an integer dtype; 0 for the
+            background, which gets no tint.
 
     Returns:
-        Panels, ``[B, 4 + K, 3, S, S]`` float32, detached, on the device of image; not clamped.
+        Panels, ``[B, 4 + K, 3, S, S]`` float32, detached, on the device of image; not clamped. With
+        masks there is one more.
 
     Raises:
         ValueError: If the shapes disagree, naming the argument, the rule and the value.
@@ -63,17 +76,21 @@ def slot_panels(image: Tensor, recon: Tensor, through_slots: Tensor, attn: Tenso
     _check_images(image, recon=recon, through_slots=through_slots)
     if attn.shape[:1] != image.shape[:1]:
         raise ValueError(f"attn must be [{len(image)}, N, K], as image, got {list(attn.shape)}")
+    _check_attn(attn, image.shape[-1])
     image, recon, through_slots, attn = (
         tensor.detach().to(image.device, torch.float32)
         for tensor in (image, recon, through_slots, attn)
     )
-    palette = torch.tensor(_palette(attn.shape[2]), device=image.device) / 255
-    colours = palette[segmentation(attn, image.shape[-1]).long()].permute(0, 3, 1, 2)
-    gray = image.mean(1, keepdim=True)
-    segments = gray + SEGMENT_OPACITY * (colours - gray)
+    panels = [image, recon, through_slots]
+    if masks is not None:
+        _check_masks(masks, image)
+        masks = masks.to(image.device)
+        objects = _tinted(image, masks.long().sub(1).clamp(0, 255))
+        panels.append(torch.where(masks.unsqueeze(1) > 0, objects, image.mean(1, keepdim=True)))
+    panels.append(_tinted(image, segmentation(attn, image.shape[-1]).long()))
     weights = _upsampled(attn, image.shape[-1]).unsqueeze(2)
     slots = image.unsqueeze(1) * weights + (1 - weights)
-    return torch.cat((torch.stack((image, recon, through_slots, segments), 1), slots), 1)
+    return torch.cat((torch.stack(panels, 1), slots), 1)
 
 
 def save_panels(
@@ -82,8 +99,10 @@ def save_panels(
     recon: Tensor,
     through_slots: Tensor,
     attn: Tensor,
+    masks: Tensor | None = None,
     *,
     labels: bool = True,
+    row_labels: Sequence[str] | None = None,
 ) -> None:
     """Writes the panels of ``slot_panels`` as a PNG file, one row per image.
 
@@ -92,22 +111,29 @@ def save_panels(
 
     Args:
         path: The file to write; one of that name is replaced.
-        image: As in ``slot_panels``, as are recon, through_slots and attn.
+        image: As in ``slot_panels``, as are recon, through_slots, attn and masks.
         recon: See there.
         through_slots: See there.
         attn: See there.
+        masks: See there.
         labels: Write what each column shows above it, and under each slot's name the colour that
             the slot has in the column of segments.
+        row_labels: What to write to the left of each row; one line each.
 
     Raises:
-        ValueError: As ``slot_panels``, and if there is no image.
+        ValueError: As ``slot_panels``, if there is no image, or not one label for each.
         OSError: If the file cannot be written.
         ImportError: If Pillow is missing.
     """
-    panels = slot_panels(image, recon, through_slots, attn)
+    panels = slot_panels(image, recon, through_slots, attn, masks)
     if not len(panels):
         raise ValueError("image must hold at least one image, got 0")
-    picture = _arranged(panels, labels)
+    if row_labels is not None and len(row_labels) != len(panels):
+        raise ValueError(
+            f"row_labels must be one for each of the {len(panels)} images, got {len(row_labels)}"
+        )
+    headings = _headings(attn.shape[2], with_masks=masks is not None) if labels else []
+    picture = _arranged(panels, headings, row_labels or [])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -128,8 +154,22 @@ def _check_images(image: Tensor, **others: Tensor) -> None:
             )
 
 
-def _upsampled(attn: Tensor, image_size: int) -> Tensor:
-    """Attention per pixel, ``[B, K, S, S]``, each token's repeated over its square of pixels."""
+def _check_masks(masks: Tensor, image: Tensor) -> None:
+    expected = [len(image), *image.shape[2:]]
+    if list(masks.shape) != expected or masks.is_floating_point():
+        raise ValueError(
+            f"masks must be integers {expected}, as image, got {masks.dtype} {list(masks.shape)}"
+        )
+
+
+def _tinted(image: Tensor, index: Tensor) -> Tensor:
+    """The image in gray under the palette's colours of index, ``[B, S, S]`` int64 up to 255."""
+    palette = torch.tensor(_palette(256), device=image.device) / 255
+    gray = image.mean(1, keepdim=True)
+    return gray + SEGMENT_OPACITY * (palette[index].permute(0, 3, 1, 2) - gray)
+
+
+def _check_attn(attn: Tensor, image_size: int) -> None:
     if attn.ndim != 3 or not 1 <= attn.shape[2] <= 256:
         raise ValueError(f"attn must be [B, N, K] with K from 1 to 256, got {list(attn.shape)}")
     side = math.isqrt(attn.shape[1])
@@ -140,8 +180,13 @@ def _upsampled(attn: Tensor, image_size: int) -> Tensor:
             f"image_size must be a multiple of {side}, the square root of the {attn.shape[1]}"
             f" tokens, got {image_size}"
         )
+
+
+def _upsampled(tokens: Tensor, image_size: int) -> Tensor:
+    """``[B, N, K]`` per pixel, ``[B, K, S, S]``: each token's entries repeated over its square."""
+    side = math.isqrt(tokens.shape[1])
     scale = image_size // side
-    grid = rearrange(attn, "b (h w) k -> b k h w", h=side)
+    grid = rearrange(tokens, "b (h w) k -> b k h w", h=side)
     return grid.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
 
 
@@ -154,18 +199,38 @@ def _palette(num_colours: int) -> list[tuple[int, int, int]]:
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb]
 
 
-def _arranged(panels: Tensor, labels: bool) -> "Image.Image":
-    """The panels on a light background, enlarged, under their headings."""
+def _headings(num_slots: int, *, with_masks: bool) -> list[tuple[str, tuple[int, int, int]]]:
+    """What stands above each column, and the colour of the bar under it."""
+    plain = ["image", "dVAE", "slots", *(["objects"] if with_masks else []), "segments"]
+    slots = enumerate(_palette(num_slots), 1)
+    return [(word, BACKGROUND) for word in plain] + [(f"slot {i}", colour) for i, colour in slots]
+
+
+def _arranged(
+    panels: Tensor,
+    headings: Sequence[tuple[str, tuple[int, int, int]]],
+    row_labels: Sequence[str],
+) -> "Image.Image":
+    """The panels on a light background, enlarged, under their headings and beside their labels."""
     pil = require("PIL.Image", "train")
+    font = require("PIL.ImageFont", "train").load_default(FONT_SIZE)
     grid = _grid(panels)
-    top = HEADING_HEIGHT if labels else MARGIN
-    size = (grid.shape[1] + 2 * MARGIN, grid.shape[0] + top + MARGIN)
+    top = HEADING_HEIGHT if headings else MARGIN
+    left = MARGIN
+    if row_labels:
+        left += math.ceil(max(font.getlength(label) for label in row_labels)) + MARGIN
+    size = (grid.shape[1] + left + MARGIN, grid.shape[0] + top + MARGIN)
     picture: Image.Image = pil.new("RGB", size, BACKGROUND)
-    picture.paste(pil.fromarray(grid.numpy()), (MARGIN, top))
-    if labels:
-        _write_headings(
-            picture, num_slots=panels.shape[1] - 4, side=_scale(panels) * panels.shape[3]
-        )
+    picture.paste(pil.fromarray(grid.numpy()), (left, top))
+    pen: ImageDraw.ImageDraw = require("PIL.ImageDraw", "train").Draw(picture)
+    side = _scale(panels) * panels.shape[3]
+    for column, (heading, colour) in enumerate(headings):
+        x = left + column * (side + GAP)
+        pen.text((x + side / 2, top - 9), heading, fill=INK, font=font, anchor="ms")
+        pen.rectangle((x, top - 5, x + side - 1, top - 3), fill=colour)
+    for row, label in enumerate(row_labels):
+        y = top + row * (side + GAP) + side / 2
+        pen.text((left - MARGIN, y), label, fill=INK, font=font, anchor="rm")
     return picture
 
 
@@ -184,16 +249,3 @@ def _grid(panels: Tensor) -> Tensor:
     cells = background.repeat(*pixels.shape[:2], 1, side + GAP, side + GAP)
     cells[..., :side, :side] = pixels
     return rearrange(cells, "b panel c h w -> (b h) (panel w) c")[:-GAP, :-GAP].contiguous()
-
-
-def _write_headings(picture: "Image.Image", num_slots: int, side: int) -> None:
-    """Writes each column's heading in the middle above it, the slots' with their colours."""
-    pen: ImageDraw.ImageDraw = require("PIL.ImageDraw", "train").Draw(picture)
-    font = require("PIL.ImageFont", "train").load_default(FONT_SIZE)
-    headings = ["image", "dVAE", "slots", "segments", *(f"slot {i + 1}" for i in range(num_slots))]
-    colours = [BACKGROUND] * 4 + _palette(num_slots)
-    for column, (heading, colour) in enumerate(zip(headings, colours, strict=True)):
-        left = MARGIN + column * (side + GAP)
-        middle = left + side / 2
-        pen.text((middle, HEADING_HEIGHT - 9), heading, fill=INK, font=font, anchor="ms")
-        pen.rectangle((left, HEADING_HEIGHT - 5, left + side - 1, HEADING_HEIGHT - 3), fill=colour)

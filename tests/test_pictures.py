@@ -72,6 +72,20 @@ def test_slot_panels_fade_with_attention():
     torch.testing.assert_close(panels[0, 4:, 0, 0, 0], torch.tensor([0.8, 0.4]))
 
 
+def test_masks_add_a_panel_with_one_colour_per_object_and_none_on_the_background():
+    image = torch.rand(1, 3, 2, 2)
+    masks = torch.tensor([[[0, 1], [1, 2]]], dtype=torch.uint8)
+    panels = slot_panels(image, image, image, torch.ones(1, 1, 2) / 2, masks)
+    assert panels.shape == (1, 7, 3, 2, 2)
+    objects, gray = panels[0, 3], image.mean(1)[0]
+    tint = objects - gray * 0.4
+    assert torch.equal(objects[:, 0, 0], gray[0, 0].expand(3))
+    torch.testing.assert_close(tint[:, 0, 1], tint[:, 1, 0])
+    assert not torch.allclose(tint[:, 0, 1], tint[:, 1, 1])
+    without = slot_panels(image, image, image, torch.ones(1, 1, 2) / 2)
+    assert torch.equal(panels[:, [0, 1, 2, 4, 5, 6]], without)
+
+
 def test_slot_panels_of_one_image_do_not_depend_on_the_others():
     inputs = make_inputs(batch=3)
     alone = slot_panels(*(tensor[1:2] for tensor in inputs))
@@ -156,6 +170,33 @@ def test_the_bar_under_a_heading_has_the_colour_of_the_slot_in_the_segments(tmp_
     torch.testing.assert_close(tint / bar, torch.full((3,), 0.6), atol=0.02, rtol=0)
 
 
+def test_masks_add_a_heading_before_that_of_the_segments(tmp_path):
+    *images, attn = make_inputs(size=96)
+    masks = torch.zeros(2, 96, 96, dtype=torch.uint8)
+    save_panels(tmp_path / "with.png", *images, attn, masks)
+    save_panels(tmp_path / "without.png", *images, attn)
+    with_masks, without = read_pixels(tmp_path / "with.png"), read_pixels(tmp_path / "without.png")
+    assert with_masks.shape[1] == without.shape[1] + 100
+    heading = with_masks[:32, 312:408]
+    assert (heading != torch.tensor(BACKGROUND, dtype=torch.uint8)).any()
+    assert torch.equal(with_masks[:, 412:], without[:, 312:])
+
+
+def test_row_labels_stand_beside_their_rows(tmp_path):
+    inputs = make_inputs(size=96)
+    save_panels(tmp_path / "with.png", *inputs, row_labels=["best 0.93", "worst"])
+    save_panels(tmp_path / "without.png", *inputs)
+    labelled, plain = read_pixels(tmp_path / "with.png"), read_pixels(tmp_path / "without.png")
+    margin = labelled.shape[1] - plain.shape[1] + 12
+    assert torch.equal(labelled[:, margin:], plain[:, 12:])
+    is_ink = (labelled[:, :margin] != torch.tensor(BACKGROUND, dtype=torch.uint8)).any(-1)
+    best, worst = (is_ink[top + 38 : top + 58].sum() for top in (32, 132))
+    assert best > worst > 40
+    assert is_ink.sum() == best + worst
+    assert not is_ink[:, :12].any()
+    assert not is_ink[:, margin - 12 :].any()
+
+
 def test_clamps_values_that_no_pixel_can_hold(tmp_path):
     image, _, through_slots, attn = make_inputs(batch=1, size=96)
     recon = torch.full_like(image, 1.5)
@@ -227,6 +268,24 @@ def test_rejects_attention_of_another_batch_size():
     image, recon, through_slots, attn = make_inputs()
     with pytest.raises(ValueError, match=r"^attn must be \[2, N, K\], as image, got \[1, 16, 3\]$"):
         slot_panels(image, recon, through_slots, attn[:1])
+
+
+@pytest.mark.parametrize(
+    ("masks", "got"),
+    [
+        (torch.zeros(2, 8, 8, dtype=torch.uint8), r"torch.uint8 \[2, 8, 8\]"),
+        (torch.zeros(2, 16, 16), r"torch.float32 \[2, 16, 16\]"),
+    ],
+    ids=["shape", "dtype"],
+)
+def test_rejects_masks_that_do_not_fit_the_image(masks, got):
+    with pytest.raises(ValueError, match=rf"^masks must be integers \[2, 16, 16\], .* got {got}$"):
+        slot_panels(*make_inputs(), masks)
+
+
+def test_rejects_another_number_of_row_labels_than_rows(tmp_path):
+    with pytest.raises(ValueError, match=r"^row_labels must be one for each of the 2 .*, got 1$"):
+        save_panels(tmp_path / "a.png", *make_inputs(), row_labels=["best"])
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (1, 4, 0), (1, 4, 257), (1, 4, 2, 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from fastslots.cli.benchmark import benchmark
+from fastslots.cli.evaluate import evaluate
 from fastslots.cli.reconstruct import reconstruct
 from fastslots.cli.train import train
 
@@ -16,5 +17,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(evaluate)
 app.command()(reconstruct)
 app.command()(benchmark)

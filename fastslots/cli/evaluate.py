@@ -1,0 +1,208 @@
+"""``fastslots evaluate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fastslots.benchmark.environment import describe_environment
+from fastslots.cli.flags import with_flags
+from fastslots.cli.train import _absolute, read_config
+from fastslots.data.folder import ImageFolder
+from fastslots.data.source import DataSource, Split
+from fastslots.devices import choose_device
+from fastslots.evaluation import Evaluation, draw_examples
+from fastslots.evaluation import evaluate as measure
+from fastslots.slate import SLATE
+from fastslots.training.checkpoints import find_checkpoint
+from fastslots.training.files import write_atomically
+
+SCHEMA = 1
+LINES = 10  # of progress, where there is no terminal for a bar
+
+
+@with_flags({"data": DataSource}, on_cpu={"data": {}}, without=())
+def evaluate(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT_OR_RUN",
+            help="A run folder (its best checkpoint), or a checkpoint's folder.",
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
+    images: Annotated[
+        int | None, typer.Option(help="Take the first so many. Default: the whole split.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the initial slots.")] = 0,
+    masks: Annotated[
+        bool | None,
+        typer.Option(
+            help="Insist on true masks, or do without. Default: taken where the data have them."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write to. Default: RUN/evaluation-SPLIT, or beside a checkpoint "
+            "that is in no run."
+        ),
+    ] = None,
+    *,
+    flags: dict[str, dict[str, Any]],
+) -> None:
+    """Measures a checkpoint on a split: tokens, reconstructions, objects found.
+
+    Writes evaluation.json, and evaluation.png with the best, the median and
+    the worst image. The data are the run's; their flags change single settings.
+    A checkpoint outside of a run needs --data.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {get_args(Split)}; got {split!r}")
+    where = choose_device(device)
+    # What learns, and what is frozen, is no news to who measures a trained model.
+    logging.getLogger("fastslots").setLevel(logging.ERROR)
+    folder = find_checkpoint(checkpoint).absolute()
+    run = _run_of(folder)
+    source = _source(folder, run, flags["data"])
+    model = SLATE.from_pretrained(folder).to(where)
+    step = _step(folder)
+    data = source.open(cast("Split", split), model.config.image_size, where)
+    if output is None:
+        name = f"evaluation-{split}"
+        output = run / name if run is not None else folder.with_name(f"{folder.name}-{name}")
+    _check_writable(output)
+
+    with _progress(len(data) if images is None else images) as progress:
+        result = measure(
+            model,
+            data,
+            num_images=images,
+            batch_size=batch_size,
+            seed=seed,
+            masks=masks,
+            progress=progress,
+        )
+    report = {
+        "schema": SCHEMA,
+        "checkpoint": str(folder),
+        "step": step,
+        "split": split,
+        "num_images": result.num_images,
+        "corrupt_images": len(data.corrupt) if isinstance(data, ImageFolder) else 0,
+        "batch_size": batch_size,
+        "seed": seed,
+        "data": dataclasses.asdict(source),
+        "model": dataclasses.asdict(model.config),
+        "environment": describe_environment(where),
+        **_findings(result),
+    }
+    write_atomically(output / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    draw_examples(model, data, result, output / "evaluation.png")
+    _show(result, f"step {step}" if step is not None else folder.name, split)
+    if isinstance(data, ImageFolder) and data.corrupt:
+        names = ", ".join(str(path) for path in data.corrupt)
+        typer.echo(f"corrupt images left out or replaced: {len(data.corrupt)} ({names})")
+    typer.echo(f"wrote {output / 'evaluation.json'} and evaluation.png")
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """The run that a checkpoint is one of."""
+    run = checkpoint.parent.parent
+    is_of_run = checkpoint.parent.name == "checkpoints" and (run / "config.json").is_file()
+    return run if is_of_run else None
+
+
+def _source(checkpoint: Path, run: Path | None, flags: dict[str, Any]) -> DataSource:
+    """The run's data but for what the flags change."""
+    if run is None and "data" not in flags:
+        raise ValueError(f"{checkpoint} lies in no run whose data could be taken: give --data")
+    saved = {} if run is None else read_config(run)["data"]
+    return DataSource(**_absolute(saved | flags))
+
+
+def _step(checkpoint: Path) -> int | None:
+    """The training step of a checkpoint; None for a model that was saved by itself."""
+    path = checkpoint / "state.json"
+    if not path.is_file():
+        return None
+    try:
+        return int(json.loads(path.read_text())["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the checkpoint in {checkpoint} is damaged: {path.name}: {error!r}"
+        ) from error
+
+
+def _check_writable(folder: Path) -> None:
+    """Before minutes of work, not after."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _findings(result: Evaluation) -> dict[str, Any]:
+    """What the JSON file says of a result."""
+    metrics = {name: mean and mean._asdict() for name, mean in result.means.items()}
+    return {
+        "metrics": metrics,
+        "unmeasured": result.unmeasured,
+        "ranked_by": result.ranked_by,
+        "examples": [example._asdict() for example in result.examples],
+    }
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left; some plain lines where there is no terminal."""
+    console = Console()
+    bar = Progress(
+        TextColumn("evaluating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("evaluating", total=total)
+    lines = 0
+
+    def report(done: int) -> None:
+        nonlocal lines
+        bar.update(task, completed=done)
+        if not console.is_terminal and done * LINES // total > lines:
+            lines = done * LINES // total
+            typer.echo(f"evaluated {done}/{total} images")
+
+    with bar:
+        yield report
+
+
+def _show(result: Evaluation, which: str, split: str) -> None:
+    table = Table(title=f"{which} on {result.num_images} images of split {split}")
+    table.add_column("mean over images")
+    for heading in ("mean", "standard error", "images"):
+        table.add_column(heading, justify="right")
+    for name, mean in result.means.items():
+        if mean is None:
+            table.add_row(name, result.unmeasured[name], "", "")
+            continue
+        error = "" if mean.standard_error is None else f"{mean.standard_error:.2g}"
+        table.add_row(name, f"{mean.mean:.5g}", error, str(mean.images))
+    Console().print(table)
+    examples = ", ".join(f"{e.rank} {e.score:.2f} (image {e.image})" for e in result.examples)
+    typer.echo(f"by {result.ranked_by}: {examples}")

@@ -1,0 +1,6 @@
+"""Measuring a trained SLATE on a whole split of images."""
+
+from fastslots.evaluation.measuring import draw_examples, evaluate
+from fastslots.evaluation.result import Evaluation, Example, Mean
+
+__all__ = ["Evaluation", "Example", "Mean", "draw_examples", "evaluate"]

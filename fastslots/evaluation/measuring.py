@@ -1,0 +1,199 @@
+"""Runs a model over images and measures what it makes of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastslots.evaluation.images import ImageSet, MaskedImageSet, load
+from fastslots.evaluation.result import Evaluation
+from fastslots.metrics import adjusted_rand_index, mean_best_overlap, slots_used, squared_error
+from fastslots.noise import sample_keys
+from fastslots.pictures import save_panels, segmentation
+from fastslots.slate import SLATE
+from fastslots.slate.cross_entropy import linear_cross_entropy
+
+MASK_METRICS = ("fg_ari", "ari", "mean_best_overlap")
+
+
+@torch.no_grad()
+def evaluate(
+    model: SLATE,
+    images: ImageSet | MaskedImageSet,
+    *,
+    num_images: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    masks: bool | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """Measures a model on images: tokens, reconstructions, and objects where their masks are known.
+
+    The model is in eval mode meanwhile. Per image: the cross-entropy of its greedy tokens given its
+    slots (teacher-forced), the squared errors of the dVAE's reconstruction of these tokens (not clamped,
+    as in training) and of the reconstruction through the slots (generated greedily, clamped to [0, 1]),
+    and the number of slots that win a token. The attention of the slots, repeated up to the size of
+    the image, is compared with the true masks: FG-ARI, ARI and mean best overlap.
+
+    The initial slots follow from the seed and the image's number: no other image and no batch size
+    changes a value, except for rounding. Only a batch of images is kept at a time.
+
+    Args:
+        model: On any device, in any mode.
+        images: The data set.
+        num_images: Takes the first so many. Default: all.
+        batch_size: Images at a time.
+        seed: Of the initial slots.
+        masks: True: they must be there. False: they are not looked at. Default: taken where they are.
+        progress: Called with the number of images done after each batch.
+
+    Returns:
+        The values of all images.
+
+    Raises:
+        ValueError: If a number breaks its rule, masks are asked for where there are none, or the model
+            gives no finite numbers.
+    """
+    count = len(images) if num_images is None else num_images
+    if not 1 <= count <= len(images):
+        raise ValueError(f"num_images must be from 1 to {len(images)}, all there are; got {count}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    if masks and not isinstance(images, MaskedImageSet):
+        raise ValueError(f"masks were asked for, but {type(images).__name__} has none")
+
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    occurrences = torch.zeros(model.config.vocab_size, dtype=torch.int64)
+    with _eval_mode(model):
+        for first in range(0, count, batch_size):
+            numbers = range(first, min(first + batch_size, count))
+            image, true = load(images, numbers, like=model.out.weight)
+            seen = _look(model, image, numbers, seed)
+            scores = _scores(model, image, None if masks is False else true, seen)
+            for name, values in scores.items():
+                parts[name].append(_checked(name, values.cpu(), first))
+            occurrences += torch.bincount(seen.ids.flatten().cpu(), minlength=len(occurrences))
+            if progress is not None:
+                progress(numbers.stop)
+    scores = {name: torch.cat(values) for name, values in parts.items()}
+    frequencies = occurrences.double() / occurrences.sum()
+    unigram = torch.special.entr(frequencies).sum().item() * model.config.num_tokens
+    return Evaluation(scores, unigram, seed, _unmeasured(scores, masks))
+
+
+@torch.no_grad()
+def draw_examples(
+    model: SLATE, images: ImageSet | MaskedImageSet, evaluation: Evaluation, path: Path
+) -> None:
+    """Draws the examples of an evaluation: a row each, labelled with its rank and its score.
+
+    Args:
+        model: The model that was evaluated.
+        images: What it was evaluated on.
+        evaluation: The result.
+        path: PNG file to write.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    examples = evaluation.examples
+    numbers = [example.image for example in examples]
+    with _eval_mode(model):
+        image, true = load(images, numbers, like=model.out.weight)
+        seen = _look(model, image, numbers, evaluation.seed)
+    save_panels(
+        path,
+        image.cpu(),
+        seen.recon.clamp(0, 1).cpu(),
+        seen.through_slots.cpu(),
+        seen.attn.cpu(),
+        None if true is None else true.cpu(),
+        row_labels=[f"{example.rank} {example.score:.2f}" for example in examples],
+    )
+
+
+class _Seen(NamedTuple):
+    """What a model makes of a batch."""
+
+    ids: Tensor
+    slots: Tensor
+    attn: Tensor
+    recon: Tensor
+    through_slots: Tensor
+
+
+def _look(model: SLATE, image: Tensor, numbers: Sequence[int], seed: int) -> _Seen:
+    keys = sample_keys(numbers, seed, "evaluation").to(image.device)
+    ids = model.tokenize(image)
+    slots, attn = model.encode(ids, keys=keys)
+    through_slots = model.dvae.decode_ids(model.generate(slots)).clamp(0, 1)
+    return _Seen(ids, slots, attn, model.dvae.decode_ids(ids), through_slots)
+
+
+def _scores(model: SLATE, image: Tensor, true: Tensor | None, seen: _Seen) -> dict[str, Tensor]:
+    """Every metric of every image of a batch, ``[B]`` float64."""
+    num_values = image[0].numel()
+    cross_entropy = _cross_entropies(model, seen.ids, seen.slots)
+    dvae_error = squared_error(image, seen.recon)
+    slots_error = squared_error(image, seen.through_slots)
+    scores = {
+        "cross_entropy_nats_per_image": cross_entropy,
+        "cross_entropy_nats_per_token": cross_entropy / model.config.num_tokens,
+        "dvae_squared_error_per_image": dvae_error,
+        "dvae_squared_error_per_value": dvae_error / num_values,
+        "slots_squared_error_per_image": slots_error,
+        "slots_squared_error_per_value": slots_error / num_values,
+        "slots_used_per_image": slots_used(seen.attn),
+    }
+    if true is not None:
+        segments = segmentation(seen.attn, image.shape[-1])
+        scores["fg_ari"] = adjusted_rand_index(true, segments, ignore_background=True)
+        scores["ari"] = adjusted_rand_index(true, segments)
+        scores["mean_best_overlap"] = mean_best_overlap(true, segments)
+    return scores
+
+
+def _cross_entropies(model: SLATE, ids: Tensor, slots: Tensor) -> Tensor:
+    """`SLATE.token_cross_entropy` of each image by itself, ``[B]`` float64."""
+    embeddings = model.positional_encoder(model.dictionary(ids))[:, :-1]
+    features = model.tf_dec(embeddings, model.slot_proj(slots))
+    images = zip(features.unsqueeze(1), ids.unsqueeze(1), strict=True)
+    losses = [linear_cross_entropy(part, model.out.weight, tokens) for part, tokens in images]
+    return torch.stack(losses).double()
+
+
+def _checked(name: str, values: Tensor, first: int) -> Tensor:
+    """The values; raises for a NaN or infinity that is none of an image without objects."""
+    broken = ~values.isfinite()
+    if name not in MASK_METRICS and broken.any():
+        index = int(broken.nonzero()[0])
+        raise ValueError(
+            f"the model gives {name} = {values[index].item()} for image {first + index}: "
+            "its weights are damaged, or its training diverged"
+        )
+    return values
+
+
+def _unmeasured(scores: dict[str, Tensor], masks: bool | None) -> dict[str, str]:
+    """Why metrics have no mean."""
+    absent = "masks were not asked for" if masks is False else "the images have no masks"
+    reasons = {name: absent for name in MASK_METRICS if name not in scores}
+    empty = [name for name, values in scores.items() if values.isnan().all()]
+    return reasons | dict.fromkeys(empty, "no image has an object")
+
+
+@contextmanager
+def _eval_mode(model: SLATE) -> Iterator[None]:
+    """Eval mode; the mode comes back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
