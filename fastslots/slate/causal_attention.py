@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
@@ -112,7 +111,7 @@ class _Queries(NamedTuple):
         future = torch.full((num_queries, num_queries), float("-inf"), device=q.device).triu(1)
         logits[..., self.part.first_row :].add_(future)
         attn = torch.softmax(logits, dim=-1)
-        rows = rearrange(self.draw.rows, "b (h n) 1 -> b h n 1", h=num_heads)
+        rows = self.draw.rows.view(len(q), num_heads, -1, 1)
         columns = self.part.samples_of(self.draw.columns)[:, None, :, : self.part.last_row]
         dropped = Draw(self.queries(rows), columns).drop(self.dropout)
         return attn, attn.masked_fill(dropped, 0)
@@ -120,7 +119,8 @@ class _Queries(NamedTuple):
 
 def _parts(q: Tensor, draw: Draw, dropout: float) -> Iterator[_Queries]:
     batch_size, num_heads, length, _ = q.shape
-    for part in parts(batch_size, length, num_heads * length, q.device):
+    tables = 4  # as large as the attention, that are there at a time
+    for part in parts(batch_size, length, tables * num_heads * length, q.device):
         yield _Queries(part, draw, dropout)
 
 

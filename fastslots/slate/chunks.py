@@ -10,7 +10,7 @@ from torch import Tensor
 
 # Entries of a part. On a CPU a part stays in the caches, which is also what makes it fast. A GPU needs
 # parts that fill it, and so does a compiler, which would write out every part's code.
-_CPU_ENTRIES = 2**18
+_CPU_ENTRIES = 2**20
 _LARGE_ENTRIES = 2**26
 
 
@@ -53,3 +53,11 @@ def parts(batch_size: int, num_rows: int, num_columns: int, device: torch.device
     for sample in range(batch_size):
         for first in range(0, num_rows, rows):
             yield Part(sample, sample + 1, first, min(first + rows, num_rows))
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds ``a @ b`` to a matrix whose dtype may be wider."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)

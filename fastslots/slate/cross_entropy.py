@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastslots.slate.chunks import parts
+from fastslots.slate.chunks import add_product, parts
 from fastslots.slate.precision import product_dtype, without_autocast
 
 
@@ -58,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             )
             grad_logits = grad_logits.to(dtype)
             part.of(grad_features).copy_((grad_logits @ w).view_as(part.of(features)))
-            grad_weight += (grad_logits.t() @ inputs).to(wide)
+            add_product(grad_weight, grad_logits.t(), inputs)
         if grad_features is not None and grad_weight is not None:
             ctx.save_for_backward(grad_features, grad_weight.to(weight.dtype))
         return total

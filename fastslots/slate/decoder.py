@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from fastslots.initialization import linear
@@ -55,7 +54,8 @@ class MultiHeadAttention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """``[B, L, d_model]`` to ``[B, H, L, d_model / H]``."""
-        return rearrange(x, "b l (h d) -> b h l d", h=self.num_heads)
+        shape = (*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads)
+        return x.view(shape).transpose(1, 2)
 
 
 class SelfAttention(MultiHeadAttention):
@@ -66,7 +66,7 @@ class SelfAttention(MultiHeadAttention):
         q, k, v = (
             self.split_heads(project(x)) for project in (self.proj_q, self.proj_k, self.proj_v)
         )
-        output = rearrange(causal_attention(q, k, v, self.dropout, noise), "b h l d -> b l (h d)")
+        output = causal_attention(q, k, v, self.dropout, noise).transpose(1, 2).flatten(2)
         return drop_out(self.proj_o(output), self.dropout, noise)
 
 
@@ -93,17 +93,19 @@ class SlotReader(MultiHeadAttention):
     def fold(self, context: Tensor) -> FoldedSlots:
         """The projected slots ``[B, K, d_model]`` as `forward` wants them."""
         keys, values = (self.split_heads(p(context)) for p in (self.proj_k, self.proj_v))
-        to_query = rearrange(self.proj_q.weight, "(h d) i -> h d i", h=self.num_heads)
-        to_output = rearrange(self.proj_o.weight, "o (h d) -> h d o", h=self.num_heads)
-        scale = keys.shape[-1] ** -0.5
+        head_size, d_model = keys.shape[-1], context.shape[-1]
+        to_query = self.proj_q.weight.view(self.num_heads, head_size, d_model)
+        to_output = self.proj_o.weight.t().reshape(self.num_heads, head_size, d_model)
+        scale = head_size**-0.5
         return FoldedSlots(
             (keys * scale @ to_query).flatten(1, 2), (values @ to_output).flatten(1, 2)
         )
 
     def forward(self, x: Tensor, slots: FoldedSlots, noise: Noise | None = None) -> Tensor:
         """``[B, L, d_model]`` of ``x`` ``[B, L, d_model]``."""
+        num_slots = slots.keys.shape[1] // self.num_heads
         logits = x @ slots.keys.transpose(1, 2)
-        logits = rearrange(logits, "b l (h k) -> b l h k", h=self.num_heads)
+        logits = logits.view(*x.shape[:2], self.num_heads, num_slots)
         wide = torch.promote_types(logits.dtype, torch.float32)
         attn = torch.softmax(logits, dim=-1, dtype=wide).flatten(2)
         output = drop_out(attn, self.dropout, noise) @ slots.values
@@ -140,7 +142,10 @@ class DecoderBlock(nn.Module):
         x = (normed if self.is_first else x) + self.self_attn(normed, noise)
         reader = self.encoder_decoder_attn
         x = x + reader(self.encoder_decoder_attn_layer_norm(x), reader.fold(context), noise)
-        return x + drop_out(self.ffn(self.ffn_layer_norm(x)), self.dropout, noise)
+        # Flat, since a 3-dimensional output of nn.Linear is a view, and the backward of a ReLU in the place
+        # of a view copies.
+        output = self.ffn(self.ffn_layer_norm(x).flatten(0, 1)).view_as(x)
+        return x + drop_out(output, self.dropout, noise)
 
 
 def drop_out(x: Tensor, dropout: float, noise: Noise | None) -> Tensor:

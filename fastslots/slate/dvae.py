@@ -5,7 +5,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from fastslots.slate.token_sampling import TokenWeights
@@ -45,7 +44,7 @@ class DVAE(nn.Module):
     def features(self, image: Tensor) -> Tensor:
         """What the token logits are made of, ``[B, N, 64]``, for ``image`` ``[B, C, S, S]``."""
         features: Tensor = self.encoder[:-1](image)
-        return rearrange(features, "b c h w -> b (h w) c")
+        return features.flatten(2).transpose(1, 2)
 
     def token_weights(self) -> TokenWeights:
         """The last layer of the encoder and the first of the decoder, as matrices."""
@@ -57,7 +56,7 @@ class DVAE(nn.Module):
     def decode(self, features: Tensor) -> Tensor:
         """Images ``[B, C, S, S]``, not clamped, of the decoder's first features ``[B, N, 64]``."""
         side = math.isqrt(features.shape[1])
-        grid = rearrange(features, "b (h w) c -> b c h w", h=side)
+        grid = features.transpose(1, 2).reshape(-1, _WIDTH, side, side)
         image: Tensor = self.decoder[1:](cast(_ConvBlock, self.decoder[0]).normalize(grid))
         return image
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastslots.noise import Draw, Noise
-from fastslots.slate.chunks import Part, parts
+from fastslots.slate.chunks import Part, add_product, parts
 from fastslots.slate.precision import product_dtype, without_autocast
 
 
@@ -143,12 +143,12 @@ class _SampleTokens(torch.autograd.Function):
             if ctx.hard:
                 grad_from_tokens.index_add_(0, z.argmax(-1).flatten(), grad_rows.to(wide))
             else:
-                grad_from_tokens += (z.flatten(0, 1).to(ctx.dtype).t() @ grad_rows).to(wide)
+                add_product(grad_from_tokens, z.flatten(0, 1).to(ctx.dtype).t(), grad_rows)
             grad_bias += grad_logits.sum((0, 1))
             grad_logits = grad_logits.to(ctx.dtype)
             part.of(grad_features).copy_(grad_logits @ w_in)
             inputs = part.of(layers.features).flatten(0, 1)
-            grad_to_logits += (grad_logits.flatten(0, 1).t() @ inputs).to(wide)
+            add_product(grad_to_logits, grad_logits.flatten(0, 1).t(), inputs)
         return (
             grad_features,
             grad_to_logits.to(to_logits.dtype),
