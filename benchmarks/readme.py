@@ -4,8 +4,9 @@
 
 What stands between ``<!-- benchmark:NAME -->`` and ``<!-- /benchmark -->`` is replaced by the tables of
 benchmarks/results/NAME.json. ``<!-- benchmark:NAME iterations=1,7,63 -->`` shows these rows alone. Cases
-that show at least three numbers of iterations get a plot of all, which is drawn again. ``--check``
-writes nothing and fails if README.md is not up to date.
+that show at least three numbers of iterations get a plot of all, which is drawn again. In the same way
+``<!-- slate-steps:NAME -->`` to ``<!-- /slate-steps -->`` get the tables and the plot of training steps.
+``--check`` writes nothing and fails if README.md is not up to date.
 """
 
 import argparse
@@ -13,12 +14,19 @@ import re
 import sys
 from pathlib import Path
 
-from fastslots.benchmark import Results, markdown, plot_case
+from fastslots.benchmark import (
+    Results,
+    StepResults,
+    markdown,
+    plot_case,
+    plot_steps,
+    step_markdown,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
-    r"(?P<start><!-- benchmark:(?P<name>[\w-]+)(?: iterations=(?P<iterations>[\d,]+))? -->\n)"
-    r".*?(?P<end><!-- /benchmark -->)",
+    r"(?P<start><!-- (?P<kind>benchmark|slate-steps):(?P<name>[\w-]+)"
+    r"(?: iterations=(?P<iterations>[\d,]+))? -->\n).*?(?P<end><!-- /(?P=kind) -->)",
     re.S,
 )
 
@@ -35,27 +43,47 @@ def filled(readme: str, results: Path, *, draw: bool) -> str:
         OSError: If a block's file cannot be read, or a plot not be written.
         ValueError: If a block's file is no results file, or a marker stands without the other.
     """
-    markers = len(re.findall("<!-- /?benchmark", readme))
-    if markers != 2 * len(BLOCK.findall(readme)):
-        raise ValueError(
-            "README.md must have a <!-- /benchmark --> for every <!-- benchmark:NAME -->, in pairs"
-        )
+    for kind in ("benchmark", "slate-steps"):
+        blocks = [match for match in BLOCK.finditer(readme) if match["kind"] == kind]
+        if len(re.findall(f"<!-- /?{kind}", readme)) != 2 * len(blocks):
+            raise ValueError(
+                f"README.md must have a <!-- /{kind} --> for every <!-- {kind}:NAME -->, in pairs"
+            )
 
     def block(match: re.Match[str]) -> str:
-        found = Results.load(results / f"{match['name']}.json")
-        counts = match["iterations"]
-        shown = [int(count) for count in counts.split(",")] if counts else None
-        parts = [markdown(found, shown)]
-        for case, rows in found.cases().items():
-            present = {row.iterations for row in rows}
-            if len(present if shown is None else present & set(shown)) >= 3:
-                if draw:
-                    plot_case(found, case, results / f"{case}.png")
-                alt = f"Time and memory against the number of iterations: {case}"
-                parts.insert(0, f"![{alt}](benchmarks/results/{case}.png)")
+        path = results / f"{match['name']}.json"
+        if match["kind"] == "slate-steps":
+            parts = _step_parts(path, draw)
+        else:
+            counts = match["iterations"]
+            parts = _parts(
+                path, [int(count) for count in counts.split(",")] if counts else None, draw
+            )
         return match["start"] + "\n" + "\n\n".join(parts) + "\n\n" + match["end"]
 
     return BLOCK.sub(block, readme)
+
+
+def _parts(path: Path, shown: list[int] | None, draw: bool) -> list[str]:
+    found = Results.load(path)
+    parts = [markdown(found, shown)]
+    for case, rows in found.cases().items():
+        present = {row.iterations for row in rows}
+        if len(present if shown is None else present & set(shown)) >= 3:
+            if draw:
+                plot_case(found, case, path.with_name(f"{case}.png"))
+            alt = f"Time and memory against the number of iterations: {case}"
+            parts.insert(0, f"![{alt}](benchmarks/results/{case}.png)")
+    return parts
+
+
+def _step_parts(path: Path, draw: bool) -> list[str]:
+    found = StepResults.load(path)
+    picture = path.with_suffix(".png")
+    if draw:
+        plot_steps(found, picture)
+    alt = "Images per second and peak memory of SLATE's training step"
+    return [f"![{alt}](benchmarks/results/{picture.name})", step_markdown(found)]
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ from fastslots.benchmark import (
 )
 from fastslots.benchmark.plot import spread_out
 from fastslots.benchmark.report import digits
-from fastslots.benchmark.results import write_whole
+from fastslots.benchmark.results_file import write_whole
 from fastslots.benchmark.timing import time_in_turns
 from fastslots_kernels.backends import ResolvedBackend
 
@@ -77,6 +77,22 @@ def test_counts_what_autograd_saves():
     kept, peak = memory_use(lambda: x.exp().exp(), lambda y: torch.autograd.grad(y, x, grad), CPU)
     assert kept == 8000
     assert peak >= 16_000
+
+
+def test_what_an_earlier_measurement_left_behind_does_not_count():
+    left, older = [], []
+
+    def leave():
+        left.extend(torch.empty(100_000) for _ in range(20))
+
+    assert memory_use(leave, lambda _: None, CPU) == (8_000_000, 8_000_000)
+    known = {block.data_ptr() for block in left}
+    left.clear()
+    blocks = [torch.empty(100_000) for _ in range(20)]
+    older += [block for block in blocks if block.data_ptr() in known]
+    assert older, "the allocator gave no address twice: nothing is tested"
+    del blocks
+    assert memory_use(older.clear, lambda _: torch.empty(1000), CPU) == (0, 4000)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
@@ -126,7 +142,7 @@ def test_wrong_results_stop_the_benchmark_before_timing(monkeypatch, dtype, wron
 
 
 class FakeCall:
-    on_cuda = False
+    device = CPU
 
     def __init__(self, name, log):
         self.name, self.log = name, log

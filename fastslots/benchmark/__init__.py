@@ -1,4 +1,7 @@
-"""Measures time and memory of slot attention. The one place that does: commands, suites and README use it."""
+"""Measures time and memory of slot attention and of SLATE's training step.
+
+The one place that does: commands, suites and README use it.
+"""
 
 from fastslots.benchmark.calls import Call, IncorrectResultError, Problem, check_call
 from fastslots.benchmark.cases import PRESETS, Case, Provider, Skipped, choose_providers, preset
@@ -9,8 +12,22 @@ from fastslots.benchmark.plot import plot_case
 from fastslots.benchmark.report import markdown, result_tables
 from fastslots.benchmark.results import Results, Row
 from fastslots.benchmark.runner import run_benchmark
+from fastslots.benchmark.slate_cases import (
+    BASELINE,
+    StepCase,
+    StepProvider,
+    choose_step_providers,
+    step_cases,
+)
+from fastslots.benchmark.slate_check import check_against_public
+from fastslots.benchmark.slate_plot import plot_steps
+from fastslots.benchmark.slate_report import step_markdown, step_tables
+from fastslots.benchmark.slate_results import StepResults, StepRow
+from fastslots.benchmark.slate_runner import run_step_benchmark
+from fastslots.benchmark.slate_step import Step
 
 __all__ = [
+    "BASELINE",
     "PRESETS",
     "Call",
     "Case",
@@ -21,15 +38,27 @@ __all__ = [
     "Results",
     "Row",
     "Skipped",
+    "Step",
+    "StepCase",
+    "StepProvider",
+    "StepResults",
+    "StepRow",
+    "check_against_public",
     "check_call",
     "choose_providers",
+    "choose_step_providers",
     "constant_memory_table",
     "describe_environment",
     "markdown",
     "measure_constant_memory",
     "memory_use",
     "plot_case",
+    "plot_steps",
     "preset",
     "result_tables",
     "run_benchmark",
+    "run_step_benchmark",
+    "step_cases",
+    "step_markdown",
+    "step_tables",
 ]

@@ -83,11 +83,11 @@ class Call:
 
     def __init__(self, provider: Provider, problem: Problem, iterations: int) -> None:
         self.provider, self.problem, self.iterations = provider, problem, iterations
-        self.on_cuda = problem.inputs.is_cuda
-        self.uses_cuda_graphs = provider.compiled and self.on_cuda
+        self.device = problem.inputs.device
+        self.uses_cuda_graphs = provider.compiled and self.device.type == "cuda"
         self._function: Callable[[], Outputs] = self._slot_attention
         if provider.compiled:
-            mode = "reduce-overhead" if self.on_cuda else "default"
+            mode = "reduce-overhead" if self.uses_cuda_graphs else "default"
             self._function = torch.compile(
                 self._slot_attention, fullgraph=True, dynamic=False, mode=mode
             )

@@ -16,7 +16,8 @@ BACKENDS = ("reference", "torch", "triton")
 GRADIENTS = ("unrolled", "implicit")
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether it is a positive int."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -55,13 +56,13 @@ class Case:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {tuple(DTYPES)}; got {self.dtype!r}")
         for name, size in self.sizes.items():
-            if not _is_count(size):
+            if not is_count(size):
                 raise ValueError(f"{name} must be a positive int; got {size!r}")
         if self.slot_size % self.num_heads:
             raise ValueError(
                 f"num_heads must divide slot_size {self.slot_size}; got {self.num_heads}"
             )
-        if not self.iterations or not all(map(_is_count, self.iterations)):
+        if not self.iterations or not all(map(is_count, self.iterations)):
             raise ValueError(f"iterations must be positive ints; got {self.iterations!r}")
 
     @property
@@ -162,8 +163,8 @@ def choose_providers(
             name has no speed to measure on the device.
         RuntimeError: If a backend asked for by name cannot run.
     """
-    _check_names("backend", backends, BACKENDS)
-    _check_names("gradient", gradients, GRADIENTS)
+    check_names("backend", backends, BACKENDS)
+    check_names("gradient", gradients, GRADIENTS)
     providers, skipped = [], []
     for backend in backends or BACKENDS:
         try:
@@ -184,6 +185,11 @@ def choose_providers(
     return providers, skipped
 
 
-def _check_names(what: str, names: Sequence[str] | None, valid: tuple[str, ...]) -> None:
+def check_names(what: str, names: Sequence[str] | None, valid: tuple[str, ...]) -> None:
+    """Accepts None, or one or more valid names.
+
+    Raises:
+        ValueError: If there is none or an unknown one.
+    """
     if names is not None and not (names and set(names) <= set(valid)):
         raise ValueError(f"{what} must be one or more of {valid}; got {list(names)}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.autograd.profiler import profile, record_function
@@ -27,7 +27,8 @@ def memory_use(
     """Counts the bytes of one forward and backward by the allocator of the device.
 
     Call both once before: what first calls allocate for good would count. On CUDA, blocks are rounded up
-    to the allocator's 512 bytes; on a CPU, bytes are those asked for.
+    to the allocator's 512 bytes; on a CPU, bytes are those asked for. What both free that is older than the
+    call (an earlier step's gradients) lowers the count on CUDA alone: free it before.
 
     Args:
         forward: Its result is held until the backward is done.
@@ -61,15 +62,26 @@ def _cpu_memory_use(
         with record_function(_MARK):
             pass
         backward(outputs)
-        # What is allocated while the profiler runs is freed while it runs: it would take a later block
-        # at the same address for this one.
-        del outputs
-    events = sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    alive = kept = peak = 0
-    for event in events:
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            peak = max(peak, alive)
-        elif event.name() == _MARK:
-            kept = alive
+    events = _descendants(profiler.kineto_results.experimental_event_tree())
+    alive: dict[int, int] = {}  # bytes by address
+    total = kept = peak = 0
+    for event in sorted(events, key=lambda event: event.start_time_ns):
+        if event.name == _MARK:
+            kept = total
+        elif event.name == "[memory]":
+            block = event.extra_fields
+            # What is freed but was not allocated here is older: the profiler may report it, with the size
+            # that the address had in an earlier profile.
+            if block.alloc_size > 0:
+                alive[block.ptr] = block.alloc_size
+                total += block.alloc_size
+            else:
+                total -= alive.pop(block.ptr, 0)
+            peak = max(peak, total)
     return MemoryUse(kept, peak)
+
+
+def _descendants(events: list[Any]) -> Iterator[Any]:
+    for event in events:
+        yield event
+        yield from _descendants(event.children)

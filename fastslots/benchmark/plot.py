@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from fastslots._extras import require
 from fastslots.benchmark.report import case_title, environment_line
-from fastslots.benchmark.results import Results, Row, write_whole
+from fastslots.benchmark.results import Results, Row
+from fastslots.benchmark.results_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastslots._extras import require
 from fastslots.benchmark.cases import Skipped
 from fastslots.benchmark.results import Results, Row
+from fastslots.benchmark.results_file import ResultsFile
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,16 +35,23 @@ LEGEND = (
 
 def result_tables(results: Results) -> list[Table]:
     """One rich table per case."""
+    return [
+        terminal_table(case_title(rows[0]), HEADINGS, map(_cells, rows), num_left=2)
+        for rows in results.cases().values()
+    ]
+
+
+def terminal_table(
+    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int
+) -> Table:
+    """A rich table whose first `num_left` columns are flush left, the others right."""
     rich_table, box = require("rich.table", "benchmark"), require("rich.box", "benchmark")
-    tables: list[Table] = []
-    for rows in results.cases().values():
-        table: Table = rich_table.Table(title=case_title(rows[0]), box=box.SIMPLE_HEAD)
-        for heading in HEADINGS:
-            table.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right")
-        for row in rows:
-            table.add_row(*_cells(row))
-        tables.append(table)
-    return tables
+    table: Table = rich_table.Table(title=title, box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < num_left else "right")
+    for cells in rows:
+        table.add_row(*cells)
+    return table
 
 
 def markdown(results: Results, iterations: Sequence[int] | None = None) -> str:
@@ -79,7 +87,7 @@ def case_title(row: Row) -> str:
     )
 
 
-def environment_line(results: Results) -> str:
+def environment_line(results: ResultsFile[Any]) -> str:
     """Device, versions, commit and date in one sentence."""
     env = results.environment
     commit = "no git checkout"

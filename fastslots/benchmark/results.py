@@ -1,23 +1,16 @@
-"""Results and their file: one JSON schema for all benchmarks."""
+"""Results of slot attention."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
-
-import torch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from fastslots.benchmark.calls import Call
-from fastslots.benchmark.cases import Case, Skipped
-from fastslots.benchmark.environment import Environment
+from fastslots.benchmark.cases import Case
 from fastslots.benchmark.memory import MemoryUse
+from fastslots.benchmark.results_file import ResultsFile, quantile
 from fastslots.benchmark.timing import Times
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -70,14 +63,14 @@ class Row:
     ) -> Row:
         """Summarises the measurements of one call."""
         measured: dict[str, Any] = {
-            f"{part}_p{percent}": _quantile((getattr(t, part) for t in times), percent)
+            f"{part}_p{percent}": quantile((getattr(t, part) for t in times), percent)
             for part in ("forward_ms", "backward_ms", "both_ms")
             for percent in (50, 20, 80)
         }
         speedup = None
         if reference is not None:
             pairs = zip(reference, times, strict=True)
-            speedup = _quantile((usual.both_ms / this.both_ms for usual, this in pairs), 50)
+            speedup = quantile((usual.both_ms / this.both_ms for usual, this in pairs), 50)
         return cls(
             case=case.name,
             provider=call.provider.label,
@@ -97,62 +90,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Results:
-    """What was measured, what was not and why, and where."""
+class Results(ResultsFile[Row]):
+    """Of slot attention."""
 
-    environment: Environment
-    rows: list[Row] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-
-    def cases(self) -> dict[str, list[Row]]:
-        """Rows by case, in order."""
-        cases: dict[str, list[Row]] = {}
-        for row in self.rows:
-            cases.setdefault(row.case, []).append(row)
-        return cases
-
-    def save(self, path: Path) -> None:
-        """Writes the JSON file; under its name only once it is complete.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
-        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
-        write_whole(path, lambda unfinished: unfinished.write_text(text + "\n"))
-
-    @classmethod
-    def load(cls, path: Path) -> Results:
-        """Reads a file that `save` wrote.
-
-        Raises:
-            OSError: If it cannot be read.
-            ValueError: If it is no such file.
-        """
-        try:
-            content = json.loads(path.read_text())
-            if content["schema"] != SCHEMA:
-                raise ValueError(f"schema must be {SCHEMA}; got {content['schema']!r}")
-            if content["environment"].keys() != Environment.__annotations__.keys():
-                raise ValueError(f"environment must hold {tuple(Environment.__annotations__)}")
-            return cls(
-                content["environment"],
-                [Row(**row) for row in content["rows"]],
-                [Skipped(**entry) for entry in content["skipped"]],
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no results file of fastslots: {error!r}") from error
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file written under another name in its folder, which is made, and then renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _quantile(values: Iterable[float], percent: int) -> float:
-    return torch.tensor(list(values), dtype=torch.float64).quantile(percent / 100).item()
+    row_type: ClassVar[type[Row]] = Row

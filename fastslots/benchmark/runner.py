@@ -11,6 +11,7 @@ import torch
 
 from fastslots.benchmark.calls import MOST_ITERATIONS_CHECKED, Call, Problem, check_call
 from fastslots.benchmark.cases import Case, Provider, Skipped
+from fastslots.benchmark.compile_budget import CompileBudget
 from fastslots.benchmark.environment import describe_environment
 from fastslots.benchmark.memory import MemoryUse, memory_use
 from fastslots.benchmark.results import Results, Row
@@ -53,11 +54,7 @@ def run_benchmark(
         IncorrectResultError: If a provider's results are wrong.
         ValueError: If repeats is less than 3 or a limit is negative.
     """
-    if repeats < 3:
-        raise ValueError(f"repeats must be at least 3; got {repeats}")
-    for name, limit in (("time_limit_s", time_limit_s), ("compile_limit_s", compile_limit_s)):
-        if not limit >= 0:
-            raise ValueError(f"{name} must be at least 0; got {limit}")
+    check_limits(repeats, time_limit_s, compile_limit_s)
     rows, left_out = [], list(skipped)
     for case in cases:
         calls, reasons = _prepare_all(case, providers, device, compile_limit_s, progress)
@@ -79,7 +76,7 @@ def _prepare_all(
     progress: Progress,
 ) -> tuple[list[Call], list[Skipped]]:
     """The calls of a case that can run, checked and warm, and what was left out."""
-    problem, budget = Problem.make(case, device), _CompileBudget(compile_limit_s)
+    problem, budget = Problem.make(case, device), CompileBudget(compile_limit_s)
     calls: list[Call] = []
     left_out: list[Skipped] = []
     checked: set[tuple[Provider, int]] = set()
@@ -99,47 +96,28 @@ def _prepare_all(
     return calls, left_out
 
 
-class _CompileBudget:
-    """Seconds for torch.compile, which takes about the time of one step for each step of a graph."""
-
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s, self.used_s, self.seconds_per_step = limit_s, 0.0, 0.0
-        self.loaded = False
-
-    def allows(self, call: Call) -> bool:
-        """Whether compiling this is likely to end within the limit."""
-        return self.used_s + self.seconds_per_step * _num_steps(call) < self.limit_s
-
-    def spend(self, call: Call, seconds: float) -> None:
-        """Counts a compilation; not the first one, which also loads the compiler."""
-        if self.loaded:
-            self.used_s += seconds
-            self.seconds_per_step = seconds / _num_steps(call)
-        self.loaded = True
-
-
 def _num_steps(call: Call) -> int:
     return call.iterations + (call.provider.gradient == "implicit")
 
 
-def _prepare(call: Call, budget: _CompileBudget, checked: set[tuple[Provider, int]]) -> str | None:
+def _prepare(call: Call, budget: CompileBudget, checked: set[tuple[Provider, int]]) -> str | None:
     """Compiles, checks and warms up a call; returns why it cannot run, or None."""
     compiled = call.provider.compiled
-    if compiled and not budget.allows(call):
-        return f"torch.compile would take longer than the limit, {budget.limit_s:g} s"
+    if compiled and not budget.allows(_num_steps(call)):
+        return budget.reason
     # One graph for each number of iterations: more than the default allows.
     with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS) if compiled else nullcontext():
         try:
             start = time.perf_counter()
             call.run()
             if compiled:
-                budget.spend(call, time.perf_counter() - start)
+                budget.spend(time.perf_counter() - start, _num_steps(call))
         except torch.OutOfMemoryError as error:
-            return f"out of memory: {_first_line(error)}"
+            return f"out of memory: {first_line(error)}"
         except RuntimeError as error:
             if not compiled:
                 raise
-            return f"torch.compile failed: {_first_line(error)}"
+            return f"torch.compile failed: {first_line(error)}"
         _check(call, checked)
     for _ in range(2 if call.uses_cuda_graphs else 0):  # graphs are recorded after the first call
         call.run()
@@ -180,5 +158,19 @@ def _rows(
     ]
 
 
-def _first_line(error: Exception) -> str:
+def check_limits(repeats: int, time_limit_s: float, compile_limit_s: float) -> None:
+    """Checks what bounds a measurement.
+
+    Raises:
+        ValueError: If repeats is less than 3 or a limit is negative.
+    """
+    if repeats < 3:
+        raise ValueError(f"repeats must be at least 3; got {repeats}")
+    for name, limit in (("time_limit_s", time_limit_s), ("compile_limit_s", compile_limit_s)):
+        if not limit >= 0:
+            raise ValueError(f"{name} must be at least 0; got {limit}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the trace that compilers append."""
     return str(error).strip().partition("\n")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fastslots.cli.benchmark import benchmark
+from fastslots.cli.benchmark import app as benchmark
 from fastslots.cli.evaluate import evaluate
 from fastslots.cli.reconstruct import reconstruct
 from fastslots.cli.train import train
@@ -19,4 +19,4 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(reconstruct)
-app.command()(benchmark)
+app.add_typer(benchmark, name="benchmark")

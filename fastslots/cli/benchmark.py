@@ -1,10 +1,9 @@
-"""``fastslots benchmark``."""
+"""``fastslots benchmark``: slot attention, and ``fastslots benchmark slate``."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,6 @@ from rich.console import Console
 
 from fastslots.benchmark import (
     Case,
-    Results,
     choose_providers,
     markdown,
     plot_case,
@@ -22,13 +20,21 @@ from fastslots.benchmark import (
     run_benchmark,
 )
 from fastslots.benchmark.report import LEGEND, environment_line, skipped_lines
+from fastslots.benchmark.results_file import check_writable
+from fastslots.cli.benchmark_slate import slate
+from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device
 
 # Compiling 63 unrolled iterations takes minutes on two cores.
 CPU_COMPILE_LIMIT_S = 20.0
 
 
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
 def benchmark(
+    context: typer.Context,
     preset_name: Annotated[
         str | None,
         typer.Option(
@@ -83,8 +89,12 @@ def benchmark(
 ) -> None:
     """Measures slot attention against the number of iterations: time, memory kept, peak memory.
 
-    Writes OUTPUT/PRESET.json and, for every shape, a plot OUTPUT/SHAPE.png.
+    Writes OUTPUT/PRESET.json and, for every shape, a plot OUTPUT/SHAPE.png. `fastslots benchmark slate`
+    measures whole training steps.
     """
+    if context.invoked_subcommand is not None:
+        _refuse_flags(context)
+        return
     where = choose_device(device)
     name = preset_name or ("slate64" if where.type == "cuda" else "small")
     changes = {
@@ -105,7 +115,7 @@ def benchmark(
     providers, skipped = choose_providers(
         where, backend, gradient or ("unrolled", "implicit"), compile
     )
-    _check_writable(output)
+    check_writable(output)
     if compile_limit is None:
         compile_limit = CPU_COMPILE_LIMIT_S if where.type == "cpu" else math.inf
 
@@ -120,11 +130,28 @@ def benchmark(
             compile_limit_s=compile_limit,
             progress=status.update,
         )
-    _show(results)
+    show_results(
+        markdown(results),
+        result_tables(results),
+        [*skipped_lines(results.skipped), LEGEND, environment_line(results)],
+    )
     results.save(output / f"{name}.json")
     for case in results.cases():
         plot_case(results, case, output / f"{case}.png")
     typer.echo(f"wrote {output / name}.json and a plot for every shape")
+
+
+app.command()(slate)
+
+
+def _refuse_flags(context: typer.Context) -> None:
+    """Flags before the name of a command would be ignored."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(
+                f"{parameter.opts[0]} must come after {context.invoked_subcommand!r}, whose flags are its own"
+            )
 
 
 def _cases(name: str, changes: dict[str, int]) -> list[Case]:
@@ -141,21 +168,3 @@ def _parse_iterations(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"iterations must be positive ints, as 1,3,7; got {text!r}") from None
-
-
-def _check_writable(folder: Path) -> None:
-    """Before minutes of measuring, not after."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-def _show(results: Results) -> None:
-    console = Console()
-    if not console.is_terminal:
-        typer.echo(markdown(results))
-        return
-    for table in result_tables(results):
-        console.print(table)
-    for line in [*skipped_lines(results.skipped), LEGEND, environment_line(results)]:
-        console.print(line, markup=False, highlight=False)

@@ -32,7 +32,7 @@ SCHEMA = 1
 LINES = 10  # of progress, where there is no terminal for a bar
 
 
-@with_flags({"data": DataSource}, on_cpu={"data": {}}, without=())
+@with_flags({"data": DataSource}, default="the run's")
 def evaluate(
     checkpoint: Annotated[
         Path,

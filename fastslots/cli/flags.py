@@ -14,7 +14,11 @@ Command = Callable[..., Any]
 
 
 def with_flags(
-    groups: Mapping[str, type], *, on_cpu: Mapping[str, Mapping[str, Any]], without: Collection[str]
+    groups: Mapping[str, type],
+    *,
+    on_cpu: Mapping[str, Mapping[str, Any]] | None = None,
+    without: Collection[str] = (),
+    default: str | None = None,
 ) -> Callable[[Command], Command]:
     """Adds a flag to a command for every field of some dataclasses.
 
@@ -25,6 +29,7 @@ def with_flags(
         groups: Dataclasses by group name. No field name may occur twice.
         on_cpu: The defaults that differ on a CPU, by group and field, for the help.
         without: Fields that get no flag.
+        default: What the help calls the default of every flag. Default: the field's.
     """
 
     def decorate(command: Command) -> Command:
@@ -41,12 +46,12 @@ def with_flags(
                 owner[field.name] = group
                 word = field.name.replace("_", "-")
                 flag = f"--{word}/--no-{word}" if types[field.name] is bool else f"--{word}"
-                default = f"default: {field.default}"
-                if field.name in on_cpu[group]:
-                    default += f"; on a CPU: {on_cpu[group][field.name]}"
+                usual = f"default: {default or field.default}"
+                if on_cpu is not None and field.name in on_cpu[group]:
+                    usual += f"; on a CPU: {on_cpu[group][field.name]}"
                 option = typer.Option(
                     flag,
-                    help=f"{help_texts[field.name]} ({default})",
+                    help=f"{help_texts[field.name]} ({usual})",
                     rich_help_panel=group.capitalize(),
                     show_default=False,
                 )

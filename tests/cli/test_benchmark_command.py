@@ -2,18 +2,15 @@ import json
 
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
 from fastslots.cli import benchmark as command
-from fastslots.cli.benchmark import benchmark
+from fastslots.cli.benchmark import app
 
 TINY = ["--device", "cpu", "--batch", "2", "--inputs", "10", "--width", "8", "--slots", "3"]
 
 
 def run(*arguments):
-    app = typer.Typer()
-    app.command()(benchmark)
     return CliRunner().invoke(app, list(arguments))
 
 

@@ -1,0 +1,106 @@
+"""What all benchmarks share: results with their environment, and their JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+import torch
+
+from fastslots.benchmark.cases import Skipped
+from fastslots.benchmark.environment import Environment
+
+SCHEMA = 1
+
+
+class CaseRow(Protocol):
+    """A measurement: a dataclass of JSON's types, one of whose fields names the case."""
+
+    @property
+    def case(self) -> str:
+        """Name of what was measured."""
+        ...
+
+
+RowT = TypeVar("RowT", bound=CaseRow)
+
+
+@dataclass(frozen=True)
+class ResultsFile(Generic[RowT]):
+    """What was measured, what was not and why, and where."""
+
+    row_type: ClassVar[type[Any]]
+
+    environment: Environment
+    rows: list[RowT] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def cases(self) -> dict[str, list[RowT]]:
+        """Rows by case, in order."""
+        cases: dict[str, list[RowT]] = {}
+        for row in self.rows:
+            cases.setdefault(row.case, []).append(row)
+        return cases
+
+    def save(self, path: Path) -> None:
+        """Writes the JSON file; under its name only once it is complete.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
+        write_whole(path, lambda unfinished: unfinished.write_text(text + "\n"))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If it is no such file.
+        """
+        try:
+            content = json.loads(path.read_text())
+            if content["schema"] != SCHEMA:
+                raise ValueError(f"schema must be {SCHEMA}; got {content['schema']!r}")
+            if content["environment"].keys() != Environment.__annotations__.keys():
+                raise ValueError(f"environment must hold {tuple(Environment.__annotations__)}")
+            return cls(
+                content["environment"],
+                [cls.row_type(**row) for row in content["rows"]],
+                [Skipped(**entry) for entry in content["skipped"]],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no results file of fastslots: {error!r}") from error
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Has a file written under another name in its folder, which is made, and then renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder of results: before minutes of measuring, not after.
+
+    Raises:
+        OSError: If nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def quantile(values: Iterable[float], percent: int) -> float:
+    """A percentile, interpolated between neighbours."""
+    return torch.tensor(list(values), dtype=torch.float64).quantile(percent / 100).item()

@@ -1,0 +1,120 @@
+"""``fastslots benchmark slate``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fastslots.benchmark import (
+    choose_step_providers,
+    plot_steps,
+    run_step_benchmark,
+    step_cases,
+    step_markdown,
+    step_tables,
+)
+from fastslots.benchmark.report import environment_line, skipped_lines
+from fastslots.benchmark.results_file import check_writable
+from fastslots.benchmark.slate_cases import IMAGE_SIZES, VOCAB_SIZES
+from fastslots.benchmark.slate_report import LEGEND
+from fastslots.cli.tables import show_results
+from fastslots.devices import choose_device
+
+BATCH_SIZES = {"cuda": 50, "cpu": 4}
+NAME = "slate-steps"
+
+
+def slate(
+    image_size: Annotated[
+        list[int] | None,
+        typer.Option(help="Pixels per side; may be repeated. Default: 64, 96 and 128."),
+    ] = None,
+    vocab_size: Annotated[
+        list[int] | None,
+        typer.Option(help="V, tokens of the dVAE; may be repeated. Default: 1024 and 4096."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step. Default: 50 on CUDA, 4 on a CPU.")
+    ] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(help="public or fastslots; may be repeated. Default: both."),
+    ] = None,
+    gradient: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="unrolled or implicit, of fastslots; may be repeated. Default: both. "
+            "public is always unrolled."
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, or bf16: autocast with weights in float32.")
+    ] = "float32",
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Measure each under torch.compile too. Default: on CUDA alone; on a CPU compiling one "
+            "takes minutes.",
+            show_default=False,
+        ),
+    ] = None,
+    compile_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds for compiling per image size and vocabulary; what would take longer is left "
+            "out, the first not counted. Default: none."
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds of timing.")] = 20,
+    time_limit: Annotated[
+        float,
+        typer.Option(
+            help="Seconds for timing one image size and vocabulary; no less than 3 rounds."
+        ),
+    ] = 60.0,
+    output: Annotated[Path, typer.Option(help="Folder for the JSON file and the plot.")] = Path(
+        "runs/benchmark"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Measures SLATE's training step against SLATE in the form of its public code: time and memory.
+
+    A step is forward, backward, L∞ clipping and Adam; the model is the paper's. Writes
+    OUTPUT/slate-steps.json and a plot OUTPUT/slate-steps.png.
+    """
+    where = choose_device(device)
+    cases = step_cases(
+        BATCH_SIZES[where.type] if batch_size is None else batch_size,
+        image_size or IMAGE_SIZES,
+        vocab_size or VOCAB_SIZES,
+        precision,
+    )
+    providers = choose_step_providers(
+        provider, gradient, where.type == "cuda" if compile is None else compile
+    )
+    check_writable(output)
+    with Console(stderr=True).status("measuring") as status:
+        results = run_step_benchmark(
+            cases,
+            providers,
+            where,
+            repeats=repeats,
+            time_limit_s=time_limit,
+            compile_limit_s=math.inf if compile_limit is None else compile_limit,
+            progress=status.update,
+        )
+    show_results(
+        step_markdown(results),
+        step_tables(results),
+        [*skipped_lines(results.skipped), LEGEND, environment_line(results)],
+    )
+    results.save(output / f"{NAME}.json")
+    typer.echo(f"wrote {output / NAME}.json")
+    if results.rows:
+        plot_steps(results, output / f"{NAME}.png")
+        typer.echo(f"wrote {output / NAME}.png")
