@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +21,14 @@ from fastslots.cli.flags import with_flags
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource
 from fastslots.devices import choose_device
+from fastslots.noise import derive_seed
 from fastslots.slate import SLATE, SLATEConfig
-from fastslots.training.checkpoints import write_atomically
+from fastslots.training.batches import BatchParts
+from fastslots.training.loading import workers_for
 from fastslots.training.loop import train as run_training
-from fastslots.training.recipe import Recipe, derive_seed
+from fastslots.training.processes import from_main, join_processes, on_main
+from fastslots.training.recipe import Recipe
+from fastslots.training.stopping import Terminated
 
 # A GPU gets the paper's settings, the defaults. These are sized for two CPU cores and a few minutes, which
 # decide everything: small images without a mirror, and tokens hot at first, so that more of them are used.
@@ -49,6 +59,13 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"num_scenes": 2_000, "max_objects": 4, "mirror": False, "cache": "runs/scene-cache"},
 }
 
+# What each switch sets, and its value.
+SWITCHES: dict[str, tuple[str, float]] = {
+    "--no-clip": ("clip", math.inf),
+    "--no-warmup": ("warmup_steps", 0),
+    "--no-decay": ("patience", 0),
+}
+
 
 @with_flags(
     {"model": SLATEConfig, "recipe": Recipe, "data": DataSource},
@@ -71,16 +88,41 @@ def train(
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that load images; 0: in this one.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that load images; 0: in this one. Default: several for a folder on CUDA, else 0.",
+            show_default=False,
+        ),
+    ] = None,
+    no_clip: Annotated[
+        bool, typer.Option("--no-clip", help="No gradient clipping.", rich_help_panel="Recipe")
+    ] = False,
+    no_warmup: Annotated[
+        bool,
+        typer.Option(
+            "--no-warmup", help="The peak rate from the first step.", rich_help_panel="Recipe"
+        ),
+    ] = False,
+    no_decay: Annotated[
+        bool,
+        typer.Option(
+            "--no-decay", help="Never halve the learning rates.", rich_help_panel="Recipe"
+        ),
+    ] = False,
     *,
     flags: dict[str, dict[str, Any]],
 ) -> None:
     """Trains SLATE with implicit slot attention; writes losses, pictures and checkpoints.
 
-    The run folder holds config.json, metrics.jsonl, samples/*.png and checkpoints/.
+    The run folder holds config.json, metrics.jsonl, tensorboard/, samples/*.png and checkpoints/.
+
+    Several devices: torchrun --nproc-per-node N -m fastslots train, or accelerate launch -m fastslots train.
     """
-    where = choose_device(device)
+    switches = {"--no-clip": no_clip, "--no-warmup": no_warmup, "--no-decay": no_decay}
+    flags["recipe"] |= _switched(switches, flags["recipe"])
+    processes = join_processes(choose_device(device))
+    where = processes.device
     if resume is not None:
         if output is not None or settings != "auto" or any(flags["model"]) or any(flags["data"]):
             raise ValueError(
@@ -88,45 +130,72 @@ def train(
             )
         run, saved = resume, read_config(resume)
     else:
-        run = output or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
-        saved = _preset(settings, where)
+        now = from_main(processes, f"{datetime.now():%Y%m%d-%H%M%S}")
+        run, saved = output or Path("runs") / f"train-{now}", _preset(settings, where)
     chosen = {group: saved[group] | flags[group] for group in flags}
     config, recipe = SLATEConfig(**chosen["model"]), Recipe(**chosen["recipe"])
+    BatchParts(recipe.batch_size, recipe.accumulation, processes.num_processes)  # or it raises
     source = DataSource(**_absolute(chosen["data"]))
 
+    if workers is None:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = 0 if source.data == "scenes" else workers_for(where, here)
     # Worker processes cannot share the GPU of this one.
     render_on = torch.device("cpu") if workers else where
     train_set = source.open("train", config.image_size, render_on)
     validation_set = source.open("val", config.image_size, render_on)
     if resume is None:
-        _new_run(run)
-    parts: dict[str, Any] = {"model": config, "recipe": recipe, "data": source}
-    text = json.dumps({name: dataclasses.asdict(part) for name, part in parts.items()}, indent=2)
-    write_atomically(run / "config.json", text + "\n")
+        on_main(processes, lambda: _new_run(run))
+    if not processes.is_main_process:
+        logging.getLogger("fastslots").setLevel(logging.ERROR)
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     model = SLATE(config).to(where)
-    typer.echo(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {where}, "
-        f"{len(train_set)} images to train on, {len(validation_set)} held out; run folder {run}"
+    echo = typer.echo if processes.is_main_process else _say_nothing
+    echo(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on "
+        f"{processes.num_processes} x {where.type}, {len(train_set)} images to train on, "
+        f"{len(validation_set)} held out; run folder {run}"
     )
+    parts: dict[str, Any] = {"model": config, "recipe": recipe, "data": source}
     try:
-        last = run_training(
-            model,
-            recipe,
-            train_set,
-            validation_set,
-            run,
-            resume=resume is not None,
-            num_workers=workers,
+        with _thread_errors_once():
+            last = run_training(
+                model,
+                recipe,
+                train_set,
+                validation_set,
+                run,
+                resume=resume is not None,
+                num_workers=workers,
+                settings={name: dataclasses.asdict(part) for name, part in parts.items()},
+            )
+    except KeyboardInterrupt as stopped:
+        word, code = (
+            ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
         )
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; go on with: fastslots train --resume {run}", err=True)
-        raise typer.Exit(130) from None
+        echo(f"{word}; go on with: fastslots train --resume {run}", err=True)
+        processes.destroy_process_group()
+        raise typer.Exit(code) from None
+    processes.destroy_process_group()
     for images in (train_set, validation_set):
         if isinstance(images, ImageFolder) and images.corrupt:
             names = ", ".join(str(path) for path in images.corrupt)
-            typer.echo(f"corrupt images left out or replaced: {len(images.corrupt)} ({names})")
-    typer.echo(f"wrote {last} and the pictures in {run / 'samples'}")
+            echo(f"corrupt images left out or replaced: {len(images.corrupt)} ({names})")
+    echo(f"wrote {last} and the pictures in {run / 'samples'}")
+
+
+def _switched(switches: Mapping[str, bool], given: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers that the switches stand for."""
+    numbers = {}
+    for switch, (name, value) in SWITCHES.items():
+        if switches[switch]:
+            if name in given:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{flag} and {switch} exclude each other; got {flag} {given[name]}"
+                )
+            numbers[name] = value
+    return numbers
 
 
 def _preset(settings: str, device: torch.device) -> dict[str, dict[str, Any]]:
@@ -146,6 +215,25 @@ def _absolute(data: dict[str, Any]) -> dict[str, Any]:
         none = paths["cache"].lower() in ("", "none")
         paths["cache"] = None if none else str(Path(paths["cache"]).absolute())
     return paths
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """In place of typer.echo where another process speaks."""
+
+
+@contextmanager
+def _thread_errors_once() -> Iterator[None]:
+    """TensorBoard's thread hands its errors on; the traceback it also prints would say them twice."""
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            threading.__excepthook__(args)
+
+    previous, threading.excepthook = threading.excepthook, hook
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
 
 
 def _new_run(run: Path) -> None:

@@ -1,16 +1,15 @@
 """Checkpoints that are whole or not there.
 
 A run keeps its checkpoints in ``checkpoints/step-000001000/``: what `SLATE.save_pretrained` writes, the
-optimiser's state as safetensors and the schedules' as JSON. Each is written to a hidden folder beside its
+optimiser's state as safetensors and the rest as JSON. Each is written to a hidden folder beside its
 place and renamed, so that a crash, a full disk or an interrupt leaves the earlier ones as they were.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +18,61 @@ from torch import Tensor, nn
 
 from fastslots._extras import require
 from fastslots.slate import SLATE
+from fastslots.training.files import check_run_folder, sync
 from fastslots.training.recipe import Plateau
 
+_STEPS = "step-" + 9 * "[0-9]"
 _ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
+@dataclass
+class RunState:
+    """Where a run stands, besides its weights and the optimiser's state.
+
+    Attributes:
+        step: Steps done.
+        best_step: The step whose validation had the lowest loss so far, 0 before the first.
+        plateau: The state of the learning rates' halving.
+        interval: What each step since the last line of ``metrics.jsonl`` has to say in the next one.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    plateau: Plateau = field(default_factory=Plateau)
+    interval: list[list[float]] = field(default_factory=list)
+
+
 def save_checkpoint(
-    run: Path,
-    step: int,
-    model: SLATE,
-    optimizer: torch.optim.Adam,
-    plateau: Plateau,
-    *,
-    best: bool,
-    keep: int,
+    run: Path, state: RunState, model: SLATE, optimizer: torch.optim.Adam, *, keep: int
 ) -> Path:
     """Writes a checkpoint, then removes all but the last `keep` and the best.
 
     Raises:
+        FileNotFoundError: If the run folder has vanished.
         OSError: If it cannot be written; earlier checkpoints are untouched.
     """
-    folder = run / "checkpoints"
+    check_run_folder(run)
+    step, folder = state.step, run / "checkpoints"
     final = folder / f"step-{step:09d}"
-    partial = folder / f".{final.name}.partial"
+    partial = _partial(final)
     try:
+        folder.mkdir(exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir()
         model.save_pretrained(partial)
         safetensors = require("safetensors.torch", "train")
         safetensors.save_file(
             _optimizer_tensors(model, optimizer), partial / "optimizer.safetensors"
         )
-        state = {"step": step, "plateau": asdict(plateau)}
-        (partial / "state.json").write_text(json.dumps(state, indent=2))
-        for path in partial.iterdir():
-            _sync(path)
-        if final.exists():  # a step done again: never without one of the two
-            replaced = folder / f".{final.name}.replaced"
-            final.rename(replaced)
-            partial.rename(final)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(final)
-        if best:
-            write_atomically(folder / "best.json", json.dumps({"step": step}))
+        (partial / "state.json").write_text(json.dumps(asdict(state), indent=2))
+        for path in (*partial.iterdir(), partial):
+            sync(path)
+        _put_in_place(partial, final)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, Exception):
             raise
+        check_run_folder(run)
         raise OSError(
             f"the checkpoint of step {step} could not be written to {folder}: {error}; "
             "earlier checkpoints are as they were"
@@ -75,13 +81,11 @@ def save_checkpoint(
     return final
 
 
-def restore_checkpoint(
-    folder: Path, model: SLATE, optimizer: torch.optim.Adam
-) -> tuple[int, Plateau]:
+def restore_checkpoint(folder: Path, model: SLATE, optimizer: torch.optim.Adam) -> RunState:
     """Loads weights and optimiser state into a model of the same configuration.
 
     Returns:
-        The step and the plateau state the checkpoint was taken at.
+        Where the run stood.
 
     Raises:
         FileNotFoundError: If a file of the checkpoint is missing.
@@ -98,20 +102,46 @@ def restore_checkpoint(
     try:
         tensors: dict[str, Tensor] = safetensors.load_file(folder / "optimizer.safetensors")
         for name, parameter in _trained(model):
+            # The count of steps keeps its own dtype, whatever the run's precision has become.
             optimizer.state[parameter] = {
-                key: tensors[f"{key}.{name}"].to(parameter.device) for key in _ADAM_STATE
+                key: tensors[f"{key}.{name}"].to(
+                    parameter.device, None if key == "step" else parameter.dtype
+                )
+                for key in _ADAM_STATE
             }
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        return int(state["step"]), Plateau(**state["plateau"])
+        return RunState(**state | {"plateau": Plateau(**state["plateau"])})
     except FileNotFoundError:
         raise
     except Exception as error:  # safetensors' own error derives from Exception alone
         raise ValueError(f"the checkpoint in {folder} is damaged: {error!r}") from error
 
 
-def has_checkpoint(run: Path) -> bool:
-    """Whether a run has written a checkpoint yet."""
-    return any((run / "checkpoints").glob("step-*"))
+def tidy(run: Path) -> None:
+    """Removes what a run that was killed left half done, and finishes a replacement it was at.
+
+    Raises:
+        OSError: If something cannot be removed.
+    """
+    folder = run / "checkpoints"
+    for replaced in folder.glob(".step-*.replaced"):
+        final = replaced.with_name(replaced.stem[1:])
+        if final.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(final)
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial)
+    for partial in run.glob(".*.partial"):
+        partial.unlink()
+    for unfinished in (run / "samples").glob(".*.tmp"):
+        unfinished.unlink()
+
+
+def last_step(run: Path) -> int:
+    """The step of a run's last checkpoint, 0 if it has none yet."""
+    names = [path.name for path in (run / "checkpoints").glob(_STEPS)]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
 
 
 def find_checkpoint(folder: Path | str, which: str = "best") -> Path:
@@ -129,31 +159,53 @@ def find_checkpoint(folder: Path | str, which: str = "best") -> Path:
         return folder
     inner = folder / "checkpoints"
     inner = inner if inner.is_dir() else folder
-    steps = sorted(inner.glob("step-*"))
+    steps = sorted(inner.glob(_STEPS))
     if not steps:
         raise FileNotFoundError(
             f"{folder} holds no checkpoint: expected a run folder, or a folder with "
             "config.json and model.safetensors"
         )
-    best = _best(inner)
+    best = _best(steps)
     return best if which == "best" and best is not None else steps[-1]
 
 
-def _best(folder: Path) -> Path | None:
-    """The checkpoint marked as the best, if it is there and the mark can be read."""
+def _best(steps: list[Path]) -> Path | None:
+    """The best of some checkpoints, as the last of them says, if it is there."""
     try:
-        step = json.loads((folder / "best.json").read_text())["step"]
-        found = folder / f"step-{step:09d}"
+        step = json.loads((steps[-1] / "state.json").read_text())["best_step"]
+        found = steps[-1].with_name(f"step-{step:09d}")
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return found if found.is_dir() else None
+    return found if found in steps else None
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Gives a whole checkpoint its name; one of a step done again is never without one of the two."""
+    replaced = final.with_name(f".{final.name}.replaced")
+    if final.exists():
+        final.rename(replaced)
+    try:
+        partial.rename(final)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
+    sync(final.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
 
 
 def _prune(folder: Path, keep: int) -> None:
-    best = _best(folder)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    steps = sorted(folder.glob(_STEPS))
+    best = _best(steps)
+    for old in steps[:-keep]:
         if old != best:
-            shutil.rmtree(old)
+            # Renamed first: what a kill leaves of it must not pass for a checkpoint.
+            shutil.rmtree(old.rename(_partial(old)))
 
 
 def _optimizer_tensors(model: SLATE, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
@@ -166,17 +218,3 @@ def _optimizer_tensors(model: SLATE, optimizer: torch.optim.Adam) -> dict[str, T
 
 def _trained(model: SLATE) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    _sync(partial)
-    os.replace(partial, path)
-
-
-def _sync(path: Path) -> None:
-    """Makes sure that a file is on the disk before a rename makes it count."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_COLUMNS = "cross-entropy {cross_entropy:.1f}  mse {mse:.1f}  {images_per_second:.0f} images/s"
+_COLUMNS = (
+    "cross-entropy {cross_entropy:.1f}  mse {mse:.1f}  slots used {slots_used:.1f}  "
+    "{images_per_second:.0f} images/s"
+)
 
 
 class TrainingProgress:
@@ -17,11 +17,11 @@ class TrainingProgress:
     Args:
         first_step: Where the run begins.
         steps: Where it ends.
-        batch_size: Images per step.
+        shown: Whether this is the process that shows it.
     """
 
-    def __init__(self, first_step: int, steps: int, batch_size: int) -> None:
-        self.console = Console()
+    def __init__(self, first_step: int, steps: int, *, shown: bool = True) -> None:
+        self.console = Console(quiet=not shown)
         self.steps = steps
         self.bar = Progress(
             TextColumn("training"),
@@ -31,20 +31,16 @@ class TrainingProgress:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not (shown and self.console.is_terminal),
         )
         self.task = self.bar.add_task("training", total=steps, completed=first_step, losses="")
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Shows the bar."""
         self.bar.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
+        """Leaves the bar as it is."""
         self.bar.stop()
 
     def advance(self) -> None:
@@ -62,7 +58,8 @@ class TrainingProgress:
         """Prints the held-out losses above the bar."""
         self._print(
             f"step {step}: held-out cross-entropy {row['cross_entropy']:.1f} nats per image "
-            f"(unigram entropy {row['unigram_entropy']:.1f}), mse {row['mse']:.1f}"
+            f"(unigram entropy {row['unigram_entropy']:.1f}), mse {row['mse']:.1f}, "
+            f"slots used {row['slots_used']:.1f}"
         )
 
     def _print(self, line: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, fields
+
+PRECISIONS = ("float32", "bf16", "float64")
+_MAY_BE_ZERO = ("seed", "warmup_steps", "tau_steps", "patience")
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,9 @@ class Recipe:
 
     Args:
         steps: Optimiser steps.
-        batch_size: Images per step.
+        batch_size: Images per step, over all processes.
+        accumulation: Parts that a process takes its share of a step's batch in, one after the other; more of
+            them need less memory and change no result but its rounding.
         lr_dvae: Learning rate of the dVAE, which has no warm-up.
         lr_main: Peak learning rate of everything else.
         warmup_steps: Steps of linear warm-up to ``lr_main``; 0 for none.
@@ -21,12 +25,15 @@ class Recipe:
         tau_final: Temperature at the end, reached on a half cosine.
         tau_steps: Steps from the one to the other.
         clip: Largest gradient entry allowed (the L∞ norm over all parameters); inf for no clipping.
-        patience: Validations without a better loss after which both learning rates are halved.
+        patience: Validations without a better loss after which both learning rates are halved; 0: never.
         validate_every: Steps between validations, each with pictures and a checkpoint.
         validation_images: Images per validation (the whole split if it holds fewer).
         picture_images: Images per picture.
         keep_checkpoints: Checkpoints kept besides the best one.
         log_every: Steps between lines of ``metrics.jsonl``.
+        precision: ``"float32"``; ``"bf16"``: mixed, the weights and validations stay float32; or
+            ``"float64"``, for checks.
+        compile: Whether to compile the training step with ``torch.compile``.
         seed: Decides initial weights, order of the images and every noise.
 
     Raises:
@@ -38,6 +45,7 @@ class Recipe:
 
     steps: int = 250_000
     batch_size: int = 50
+    accumulation: int = 1
     lr_dvae: float = 3e-4
     lr_main: float = 1e-4
     warmup_steps: int = 30_000
@@ -51,18 +59,24 @@ class Recipe:
     picture_images: int = 8
     keep_checkpoints: int = 2
     log_every: int = 50
+    precision: str = "float32"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("seed", "warmup_steps", "tau_steps") else 1
+            least = 0 if field.name in _MAY_BE_ZERO else 1
             if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ValueError(f"{field.name} must be an integer; got {value!r}")
             if field.type == "int" and value < least:
                 raise ValueError(f"{field.name} must be at least {least}; got {value}")
             if field.type == "float":
                 _check_positive(field.name, value)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ValueError(f"{field.name} must be true or false; got {value!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}; got {self.precision!r}")
         if self.tau_final > self.tau_start:
             raise ValueError(
                 f"tau_final must be at most tau_start {self.tau_start}; got {self.tau_final}"
@@ -103,17 +117,11 @@ class Plateau:
     stagnant: int = 0
 
     def update(self, loss: float, patience: int) -> bool:
-        """Takes a validation loss; says whether it is the best so far."""
+        """Takes a validation loss; says whether it is the best so far. A `patience` of 0 never halves."""
         if loss < self.best:
             self.best, self.stagnant = loss, 0
             return True
         self.stagnant += 1
-        if self.stagnant >= patience:
+        if self.stagnant >= patience > 0:
             self.factor, self.stagnant = self.factor / 2, 0
         return False
-
-
-def derive_seed(seed: int, *parts: int | str) -> int:
-    """A seed of its own for every use, e.g. ``derive_seed(0, "step", 12)``; below 2⁶³."""
-    text = "/".join(str(part) for part in (seed, *parts))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1

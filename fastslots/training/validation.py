@@ -1,50 +1,104 @@
-"""Losses and pictures on held-out images."""
+"""Losses, slots and pictures on held-out images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels
 from fastslots.slate import SLATE
 
+_SUMS = 5  # of the two losses, the two of `slot_sums`, and the images
+
 
 @torch.no_grad()
-def validate(model: SLATE, batches: list[Tensor], tau: float, seed: int) -> dict[str, float]:
-    """Mean losses of a model in eval mode: greedy tokens, no dropout, slots drawn from `seed`.
+def validate(
+    model: SLATE,
+    batches: Sequence[Tensor],
+    tau: float,
+    seed: int,
+    *,
+    first_image: int = 0,
+    add_up: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """Mean losses of a model in eval mode: greedy tokens, no dropout.
+
+    An image's initial slots follow from `seed` and its number, whatever the batches and processes.
 
     Args:
         model: On any device, in any mode.
         batches: Images in [0, 1], ``[B, 3, S, S]`` each, on the model's device.
         tau: Temperature of the relaxed tokens.
         seed: Of the initial slots.
+        first_image: Number of the first image.
+        add_up: Adds a float64 tensor over the processes that have the other images. Default: there are none.
 
     Returns:
         Per image: ``cross_entropy`` (nats, summed over tokens), ``mse`` (of the dVAE with one-hot tokens,
-        summed over values), ``loss`` (their sum), and ``unigram_entropy`` (nats): what a code that knows
-        only how often each token occurs would need for an image's tokens.
+        summed over values), ``loss`` (their sum), ``unigram_entropy`` (nats): what a code that knows
+        only how often each token occurs would need for an image's tokens, ``relative_residual`` and
+        ``slots_used`` (see `slot_sums`).
     """
-    sums = torch.zeros(2, dtype=torch.float64)
-    counts = torch.zeros(model.config.vocab_size, dtype=torch.float64)
-    images = 0
-    with eval_mode(model, seed):
+    device, vocab_size = model.out.weight.device, model.config.vocab_size
+    total = torch.zeros(_SUMS + vocab_size, dtype=torch.float64, device=device)
+    with eval_mode(model):
         for batch in batches:
-            out = model(batch, tau, hard=True)
-            sums += len(batch) * torch.stack([out.cross_entropy, out.mse]).double().cpu()
-            counts += torch.bincount(out.ids.flatten().cpu(), minlength=len(counts))
-            images += len(batch)
-    cross_entropy, mse = (sums / images).tolist()
+            keys = validation_keys(first_image, len(batch), seed).to(device)
+            out = model(batch, tau, hard=True, keys=keys)
+            losses = len(batch) * torch.stack((out.cross_entropy, out.mse)).double()
+            slots = slot_sums(model, out.ids, out.slots, out.attn)
+            counts = torch.bincount(out.ids.flatten(), minlength=vocab_size)
+            total += torch.cat((losses, slots, losses.new_tensor([len(batch)]), counts))
+            first_image += len(batch)
+    if add_up is not None:
+        total = add_up(total)
+    cross_entropy, mse, residual, used, images = total[:_SUMS].tolist()
+    counts = total[_SUMS:]
     unigram = torch.special.entr(counts / counts.sum()).sum().item() * model.config.num_tokens
     return {
-        "cross_entropy": cross_entropy,
-        "mse": mse,
-        "loss": cross_entropy + mse,
+        "cross_entropy": cross_entropy / images,
+        "mse": mse / images,
+        "loss": (cross_entropy + mse) / images,
         "unigram_entropy": unigram,
+        "relative_residual": residual / images,
+        "slots_used": used / images,
     }
+
+
+def validation_keys(first: int, count: int, seed: int) -> Tensor:
+    """The keys of some held-out images, ``[count, 2]`` int32."""
+    return sample_keys(range(first, first + count), seed, "validation")
+
+
+@torch.no_grad()
+def slot_sums(model: SLATE, ids: Tensor, slots: Tensor, attn: Tensor) -> Tensor:
+    """How well the slots have converged and how many are in use, summed over images.
+
+    Args:
+        model: In eval mode.
+        ids: Tokens, ``[B, N]`` int64.
+        slots: The final slots s, ``[B, K, slot_size]``.
+        attn: Attention of every token over the slots, ``[B, N, K]``.
+
+    Returns:
+        ``[2]`` float64: the relative residual ``‖f(s) - s‖ / ‖f(s)‖``, f being one step of slot attention,
+        and the slots that attend most to at least one token.
+    """
+    encoder = model.slot_attn
+    embeddings = model.dictionary(ids) + model.positional_encoder.pe
+    inputs = encoder.mlp(encoder.layer_norm(embeddings[:, 1:]))
+    # Implicit slot attention takes one step after the iterations it counts.
+    iterations = 1 if encoder.slot_attention.gradient == "unrolled" else 0
+    after, _ = encoder.slot_attention(inputs, slots, iterations, return_attn=False)
+    change = torch.linalg.vector_norm((after - slots).flatten(1), dim=1)
+    residual = change / torch.linalg.vector_norm(after.flatten(1), dim=1)
+    used = torch.zeros_like(attn[:, 0]).scatter_(1, attn.argmax(2), 1.0).sum(1)
+    return torch.stack((residual.double().sum(), used.double().sum()))
 
 
 @torch.no_grad()
@@ -55,26 +109,22 @@ def draw_panels(model: SLATE, image: Tensor, path: Path, seed: int) -> None:
         model: On any device, in any mode.
         image: Images in [0, 1], ``[B, 3, S, S]``, on the model's device.
         path: PNG file to write.
-        seed: Of the initial slots.
+        seed: Of the initial slots: those of a validation whose first images these are.
     """
-    with eval_mode(model, seed):
+    with eval_mode(model):
         ids = model.tokenize(image)
-        slots, attn = model.encode(ids)
+        slots, attn = model.encode(ids, keys=validation_keys(0, len(image), seed).to(image.device))
         through_slots = model.dvae.decode_ids(model.generate(slots)).clamp(0, 1)
         recon = model.dvae.decode_ids(ids).clamp(0, 1)
     save_panels(path, image.cpu(), recon.cpu(), through_slots.cpu(), attn.cpu())
 
 
 @contextmanager
-def eval_mode(model: SLATE, seed: int) -> Iterator[None]:
-    """Eval mode under a seed of its own; the mode and the random state come back afterwards."""
+def eval_mode(model: SLATE) -> Iterator[None]:
+    """Eval mode; the mode from before comes back afterwards."""
     training = model.training
-    device = model.out.weight.device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(training)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

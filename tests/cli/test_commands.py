@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,12 +15,10 @@ from PIL import Image
 from fastslots.cli.flags import argument_help
 from fastslots.slate import SLATE, SLATEConfig
 from tests.cli.conftest import Command
-from tests.training.test_loop import interrupt_at
-from tests.training.tiny import TINY
+from tests.training.runs import signal_at
+from tests.training.tiny import TINY_FLAGS
 
-SMALL = [
-    part for name, value in TINY.items() for part in (f"--{name.replace('_', '-')}", str(value))
-] + ["--batch-size", "4", "--validation-images", "2", "--device", "cpu"]
+SMALL = [*TINY_FLAGS, "--batch-size", "4", "--validation-images", "2"]
 
 
 @pytest.fixture
@@ -72,6 +71,15 @@ def test_reconstruct_is_decided_by_the_seed(fastslots: Command, run: Path, image
     [
         (["--steps", "0"], "steps must be at least 1; got 0"),
         (["--steps", "many"], "'--steps'"),
+        (
+            ["--accumulation", "3"],
+            "batch_size must be divisible by processes x accumulation, 1 x 3",
+        ),
+        (["--precision", "half"], "precision must be one of ('float32', 'bf16', 'float64')"),
+        (["--no-clip", "--clip", "2"], "--clip and --no-clip exclude each other; got --clip 2.0"),
+        (["--no-warmup", "--warmup-steps", "5"], "--warmup-steps and --no-warmup exclude each"),
+        (["--no-decay", "--patience", "3"], "--patience and --no-decay exclude each other"),
+        (["--workers", "-1"], "'--workers'"),
         (["--iterations", "3"], "No such option: --iterations"),
         (["--d-model", "10", "--num-decoder-heads", "4"], "d_model must be a multiple of"),
         (["--gradient", "bptt"], "gradient must be one of"),
@@ -159,13 +167,28 @@ def test_an_interrupted_run_can_go_on(
 ) -> None:
     options = ["--data", images, "--output", "run", "--steps", 4, *SMALL]
     with monkeypatch.context() as patch:
-        interrupt_at(2, patch, SLATE, "forward")
+        signal_at(2, patch, SLATE, "forward")
         result = fastslots("train", *options)
     assert result.code == 130
     assert "interrupted; go on with: fastslots train --resume run" in result.err
     again = fastslots("train", "--resume", "run", "--device", "cpu")
     assert again.code == 0, again.err
     assert Path("run/checkpoints/step-000000004").is_dir()
+
+
+def test_switches_stand_for_numbers(fastslots: Command, images: Path) -> None:
+    switches = ["--no-clip", "--no-warmup", "--no-decay"]
+    options = ["--data", images, "--output", "run", *SMALL, *switches]
+    result = fastslots("train", *options, "--steps", 2, "--log-every", 1, "--gradient", "unrolled")
+    assert result.code == 0, result.err
+    config = json.loads(Path("run/config.json").read_text())
+    recipe = config["recipe"]
+    assert (recipe["clip"], recipe["warmup_steps"], recipe["patience"]) == (math.inf, 0, 0)
+    assert config["model"]["gradient"] == "unrolled"
+    first = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
+    assert first["lr_main"] == recipe["lr_main"]
+    again = fastslots("train", "--resume", "run", "--steps", 4, "--no-decay", "--device", "cpu")
+    assert again.code == 0, again.err
 
 
 @pytest.mark.filterwarnings("ignore:.*corrupt")
@@ -224,6 +247,9 @@ def test_every_flag_is_explained_in_the_help(fastslots: Command) -> None:
         assert f"--{name.replace('_', '-')}" in result.out
         assert text.split(";")[0][:30] in result.out
     assert "(default: 4096; on a CPU: 64)" in result.out
+    for switch in ("--no-clip", "--no-warmup", "--no-decay", "--no-compile"):
+        assert switch in result.out
+    assert "torchrun --nproc-per-node" in result.out
 
 
 def test_the_module_runs_as_a_program() -> None:

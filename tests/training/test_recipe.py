@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 
-from fastslots.training.batches import StepBatches
-from fastslots.training.recipe import Plateau, Recipe, derive_seed
+from fastslots.noise import derive_seed
+from fastslots.training.batches import BatchParts, StepBatches
+from fastslots.training.recipe import Plateau, Recipe
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -42,11 +44,22 @@ def test_the_learning_rates_halve_when_the_loss_stagnates() -> None:
     assert plateau == Plateau(factor=0.125, best=3.0, stagnant=0)
 
 
+def test_a_patience_of_zero_never_halves() -> None:
+    plateau = Plateau()
+    for loss in (5.0, 6.0, 7.0, 8.0):
+        plateau.update(loss, patience=0)
+    assert plateau == Plateau(factor=1.0, best=5.0, stagnant=3)
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"batch_size": 2.5}, "batch_size must be an integer; got 2.5"),
+        ({"accumulation": 0}, "accumulation must be at least 1; got 0"),
+        ({"patience": -1}, "patience must be at least 0; got -1"),
+        ({"precision": "float16"}, r"precision must be one of \('float32', .*; got 'float16'"),
+        ({"compile": 1}, "compile must be true or false; got 1"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0; got -1"),
         ({"lr_main": 0.0}, "lr_main must be above 0 and finite; got 0.0"),
         ({"lr_dvae": float("inf")}, "lr_dvae must be above 0 and finite; got inf"),
@@ -61,20 +74,43 @@ def test_a_bad_number_is_named(numbers: dict[str, Any], message: str) -> None:
 
 
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
-    flat = [index for batch in StepBatches(10, 4, seed=0, first_step=0, steps=5) for index in batch]
+    flat = [
+        index
+        for batch in StepBatches(10, BatchParts(4), seed=0, first_step=0, steps=5)
+        for index in batch
+    ]
     epochs = [flat[:10], flat[10:]]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
     assert epochs[0] != epochs[1] != list(range(10))
 
 
 def test_batches_may_begin_at_any_step() -> None:
-    whole = list(StepBatches(10, 4, seed=3, first_step=0, steps=12))
-    assert list(StepBatches(10, 4, seed=3, first_step=7, steps=12)) == whole[7:]
-    assert whole != list(StepBatches(10, 4, seed=4, first_step=0, steps=12))
+    whole = list(StepBatches(10, BatchParts(4), seed=3, first_step=0, steps=12))
+    assert list(StepBatches(10, BatchParts(4), seed=3, first_step=7, steps=12)) == whole[7:]
+    assert whole != list(StepBatches(10, BatchParts(4), seed=4, first_step=0, steps=12))
+
+
+def test_processes_and_micro_batches_take_neighbouring_parts_of_the_batch() -> None:
+    (whole,) = StepBatches(30, BatchParts(12), seed=0, first_step=4, steps=5)
+    parts = [
+        part
+        for process in range(3)
+        for part in StepBatches(30, BatchParts(12, 2, 3, process), seed=0, first_step=4, steps=5)
+    ]
+    assert [len(part) for part in parts] == [2] * 6
+    assert list(itertools.chain(*parts)) == whole
+    assert [place for part in BatchParts(12, 2, 3, 1) for place in part] == [4, 5, 6, 7]
+    assert len(StepBatches(30, BatchParts(12, 2, 3), seed=0, first_step=4, steps=9)) == 10
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_named() -> None:
+    message = "batch_size must be divisible by processes x accumulation, 4 x 3; got 50"
+    with pytest.raises(ValueError, match=message):
+        BatchParts(50, accumulation=3, processes=4)
 
 
 def test_a_batch_may_be_larger_than_the_data_set() -> None:
-    batches = list(StepBatches(3, 7, seed=0, first_step=0, steps=2))
+    batches = list(StepBatches(3, BatchParts(7), seed=0, first_step=0, steps=2))
     assert [len(batch) for batch in batches] == [7, 7]
     assert sorted(batches[0][:3]) == sorted(batches[0][3:6]) == [0, 1, 2]
 

@@ -22,6 +22,10 @@ TINY = {
     "num_iterations": 2,
 }
 
+TINY_FLAGS = [
+    part for name, value in TINY.items() for part in (f"--{name.replace('_', '-')}", str(value))
+] + ["--device", "cpu"]
+
 
 class Images(TensorDataset):
     """Random images ``[3, 8, 8]``."""

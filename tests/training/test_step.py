@@ -1,0 +1,145 @@
+"""One step: clipping, accumulation, precision, compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from fastslots.slate import SLATE
+from fastslots.training import find_checkpoint
+from fastslots.training.batches import BatchParts
+from fastslots.training.processes import make_accelerator
+from fastslots.training.step import TrainingStep
+from tests.training.runs import rows, run
+from tests.training.tiny import Images, tiny_model, tiny_recipe
+
+
+def make_step(**changes: Any) -> TrainingStep:
+    recipe = tiny_recipe(**changes)
+    model = tiny_model(dropout=0.1)
+    if recipe.precision == "float64":
+        model.double()
+    accelerator = make_accelerator(torch.device("cpu"), recipe.precision)
+    parts = BatchParts(recipe.batch_size, recipe.accumulation)
+    return TrainingStep(model, recipe, accelerator, parts)
+
+
+def images(count: int = 4, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return Images(count).tensors[0].to(dtype)
+
+
+def gradients(step: TrainingStep) -> list[torch.Tensor]:
+    return [p.grad for group in step.groups for p in group if p.grad is not None]
+
+
+@pytest.mark.parametrize("clip", [0.01, 1e6, float("inf")])
+def test_gradients_are_clipped_by_their_largest_entry(
+    monkeypatch: pytest.MonkeyPatch, clip: float
+) -> None:
+    step = make_step(clip=clip)
+    largest: list[float] = []
+    monkeypatch.setattr(
+        step.prepared, "step", lambda: largest.extend(float(g.abs().max()) for g in gradients(step))
+    )
+    values = step(0, [images()], factor=1.0)
+    norm = max(values[2:].tolist())
+    assert norm > 1
+    assert max(largest) == pytest.approx(min(clip, norm), rel=1e-3)
+
+
+def test_norms_are_those_of_the_two_groups_before_clipping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = make_step(clip=float("inf"))
+    monkeypatch.setattr(step.prepared, "step", lambda: None)
+    values = step(0, [images()], factor=1.0)
+    dvae = {id(p) for p in step.model.dvae.parameters()}
+    for group, norm in zip(step.groups, values[2:], strict=True):
+        assert norm == max(p.grad.abs().max() for p in group if p.grad is not None)
+    assert {id(p) for p in step.groups[0]} == dvae
+    assert len(step.groups[0]) + len(step.groups[1]) == sum(
+        p.requires_grad for p in step.model.parameters()
+    )
+
+
+def test_learning_rates_follow_warmup_and_plateau() -> None:
+    step = make_step(warmup_steps=10, lr_main=1.0, lr_dvae=2.0)
+    step(4, [images()], factor=0.25)
+    dvae, main = step.optimizer.param_groups
+    assert (dvae["lr"], main["lr"]) == pytest.approx((0.5, 0.125))
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for accumulation in (1, 4):
+        step = make_step(accumulation=accumulation, precision="float64")
+        monkeypatch.setattr(step.prepared, "step", lambda: None)
+        values = step(3, list(images(dtype=torch.float64).chunk(accumulation)), factor=1.0)
+        found.append((values, gradients(step)))
+    (values, whole), (parts_values, parts) = found
+    torch.testing.assert_close(parts_values, values, rtol=1e-10, atol=0)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-10)
+
+
+def test_noise_changes_with_step_and_seed() -> None:
+    losses = {
+        float(make_step(seed=seed)(step, [images()], 1.0)[0]) for seed in (0, 1) for step in (0, 1)
+    }
+    assert len(losses) == 4
+    assert float(make_step()(1, [images()], 1.0)[0]) in losses
+
+
+def test_bf16_keeps_weights_and_optimiser_in_float32() -> None:
+    full, mixed = make_step(), make_step(precision="bf16")
+    before, after = (step(0, [images()], factor=1.0) for step in (full, mixed))
+    assert torch.equal(before, after) is False
+    torch.testing.assert_close(after, before, rtol=0.05, atol=0.05)
+    tensors = [*mixed.model.parameters(), *gradients(mixed)]
+    tensors += [state["exp_avg"] for state in mixed.optimizer.state.values()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    assert set(mixed.model.state_dict()) == set(full.model.state_dict())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float64"])
+def test_every_precision_trains_and_resumes(tmp_path: Path, precision: str) -> None:
+    run(tmp_path, tiny_recipe(steps=3, precision=precision, accumulation=2))
+    run(tmp_path, tiny_recipe(precision=precision), resume=True)
+    assert rows(tmp_path, "train")[-1]["step"] == 6
+
+
+@pytest.fixture
+def _compiled_without_inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The compiler's front, which decides about graphs; its back end takes minutes here."""
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda model, **how: compile_(model, **how | {"backend": "aot_eager"})
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_compiled_without_inductor")
+def test_a_compiled_run_equals_an_eager_one_and_compiles_once(tmp_path: Path) -> None:
+    recipe = {"steps": 8, "validate_every": 4, "patience": 1, "lr_main": 0.05}
+    run(tmp_path / "compiled", tiny_recipe(compile=True, **recipe))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert not counters["recompile_limit"]
+    run(tmp_path / "eager", tiny_recipe(**recipe))
+    compiled, eager = rows(tmp_path / "compiled"), rows(tmp_path / "eager")
+    assert len({row["tau"] for row in rows(tmp_path / "compiled", "train")}) == 3
+    for one, other in zip(compiled, eager, strict=True):
+        assert one.pop("kind") == other.pop("kind")
+        assert one == pytest.approx(other, rel=1e-4)
+    loaded = SLATE.from_pretrained(find_checkpoint(tmp_path / "compiled"))
+    assert loaded.state_dict().keys() == tiny_model().state_dict().keys()
