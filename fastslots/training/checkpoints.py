@@ -51,7 +51,6 @@ def save_checkpoint(
         FileNotFoundError: If the run folder has vanished.
         OSError: If it cannot be written; earlier checkpoints are untouched.
     """
-    check_run_folder(run)
     step, folder = state.step, run / "checkpoints"
     final = folder / f"step-{step:09d}"
     partial = _partial(final)

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from fastslots.noise import sample_keys
@@ -83,7 +82,7 @@ class TrainingStep:
         self.optimizer = torch.optim.Adam([{"params": group} for group in self.groups], fused=True)
         losses: nn.Module = Losses(model)
         if recipe.compile:
-            losses = _compiled(losses, accelerator)
+            losses = _compiled(losses, recipe, accelerator)
         self.losses, self.prepared = accelerator.prepare(losses, self.optimizer)
 
     def keys(self, step: int) -> list[Tensor]:
@@ -159,11 +158,13 @@ def check_finite(values: Sequence[Sequence[float]], first_step: int) -> None:
             raise DivergedError(f"step {step} has a loss or gradient that is not finite: {named}")
 
 
-def _compiled(losses: nn.Module, accelerator: Accelerator) -> nn.Module:
-    # einops keeps a list of the types it has met, and a list that grew later would compile anew.
-    for tensor in (torch.empty(1), nn.Parameter(torch.empty(1))):
-        rearrange(tensor, "a -> a")
-    graphs = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+def _compiled(losses: nn.Module, recipe: Recipe, accelerator: Accelerator) -> nn.Module:
+    # A CUDA graph's gradients lie where its next run writes: nothing may still need them then.
+    graphs = (
+        accelerator.device.type == "cuda"
+        and accelerator.num_processes == 1
+        and recipe.accumulation == 1
+    )
     mode = "reduce-overhead" if graphs else "default"
     return cast(nn.Module, torch.compile(losses, fullgraph=True, dynamic=False, mode=mode))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -82,8 +82,9 @@ def test_a_signal_ends_the_command_after_a_checkpoint(
     folder = tmp_path / "run"
     command = forked.Command("train", "--data", images, "--output", folder, *LONG, "--workers", 1)
     command.wait_for(folder / "metrics.jsonl")
-    assert command.process.pid is not None
-    os.kill(command.process.pid, number)
+    for worker in psutil.Process(command.process.pid).children():  # systems signal whole groups
+        worker.send_signal(number)
+    psutil.Process(command.process.pid).send_signal(number)
     ended = command.ended()
     assert ended.code == code, ended.said
     assert ended.said.splitlines()[-1] == (f"{word}; go on with: fastslots train --resume {folder}")

@@ -30,7 +30,9 @@ VALIDATED = {
 
 
 def board(run: Path) -> EventAccumulator:
-    return EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    return EventAccumulator(
+        str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}
+    ).Reload()
 
 
 def test_every_row_and_picture_is_in_tensorboard(tmp_path: Path) -> None:
