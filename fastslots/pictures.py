@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from fastslots._extras import require
+from fastslots.files import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -136,12 +137,7 @@ def save_panels(
     picture = _arranged(panels, headings, row_labels or [])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        picture.save(unfinished, format="PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, lambda partial: picture.save(partial, format="PNG"))
 
 
 def _check_images(image: Tensor, **others: Tensor) -> None:

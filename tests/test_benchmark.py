@@ -32,8 +32,8 @@ from fastslots.benchmark import (
 )
 from fastslots.benchmark.plot import spread_out
 from fastslots.benchmark.report import digits
-from fastslots.benchmark.results_file import write_whole
 from fastslots.benchmark.timing import time_in_turns
+from fastslots.files import write_whole
 from fastslots_kernels.backends import ResolvedBackend
 
 CPU = torch.device("cpu")

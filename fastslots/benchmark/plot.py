@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastslots._extras import require
 from fastslots.benchmark.report import case_title, environment_line
 from fastslots.benchmark.results import Results, Row
-from fastslots.benchmark.results_file import write_whole
+from fastslots.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,6 +61,7 @@ def plot_case(results: Results, case: str, path: Path) -> None:
         axes.set_xlabel("iterations T")
     figure.suptitle(f"Slot attention, {case_title(rows[0])}", fontsize=13, x=0.01, ha="left")
     figure.supxlabel(environment_line(results), fontsize=8, color="0.4", x=0.01, ha="left")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
 
 

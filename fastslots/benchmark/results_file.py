@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -14,6 +12,7 @@ import torch
 
 from fastslots.benchmark.cases import Skipped
 from fastslots.benchmark.environment import Environment
+from fastslots.files import write_text
 
 SCHEMA = 1
 
@@ -54,7 +53,8 @@ class ResultsFile(Generic[RowT]):
             OSError: If it cannot be written.
         """
         text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
-        write_whole(path, lambda unfinished: unfinished.write_text(text + "\n"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -77,28 +77,6 @@ class ResultsFile(Generic[RowT]):
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no results file of fastslots: {error!r}") from error
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file written under another name in its folder, which is made, and then renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def check_writable(folder: Path) -> None:
-    """Makes the folder of results: before minutes of measuring, not after.
-
-    Raises:
-        OSError: If nothing can be written there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def quantile(values: Iterable[float], percent: int) -> float:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from fastslots._extras import require
 from fastslots.benchmark.plot import COLOURS
 from fastslots.benchmark.report import digits, environment_line
-from fastslots.benchmark.results_file import write_whole
 from fastslots.benchmark.slate_results import StepResults, StepRow
+from fastslots.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +50,7 @@ def plot_steps(results: StepResults, path: Path) -> None:
     title = f"A SLATE training step, B {row.batch_size}, {row.precision}"
     figure.suptitle(title, fontsize=13, x=0.01, ha="left")
     figure.supxlabel(environment_line(results), fontsize=8, color="0.4", x=0.01, ha="left")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
 
 

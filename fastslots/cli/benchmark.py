@@ -20,10 +20,10 @@ from fastslots.benchmark import (
     run_benchmark,
 )
 from fastslots.benchmark.report import LEGEND, environment_line, skipped_lines
-from fastslots.benchmark.results_file import check_writable
 from fastslots.cli.benchmark_slate import slate
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device
+from fastslots.files import check_writable
 
 # Compiling 63 unrolled iterations takes minutes on two cores.
 CPU_COMPILE_LIMIT_S = 20.0

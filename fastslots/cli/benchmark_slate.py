@@ -18,11 +18,11 @@ from fastslots.benchmark import (
     step_tables,
 )
 from fastslots.benchmark.report import environment_line, skipped_lines
-from fastslots.benchmark.results_file import check_writable
 from fastslots.benchmark.slate_cases import IMAGE_SIZES, VOCAB_SIZES
 from fastslots.benchmark.slate_report import LEGEND
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device
+from fastslots.files import check_writable
 
 BATCH_SIZES = {"cuda": 50, "cpu": 4}
 NAME = "slate-steps"

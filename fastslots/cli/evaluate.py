@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +17,15 @@ from rich.table import Table
 
 from fastslots.benchmark.environment import describe_environment
 from fastslots.cli.flags import with_flags
-from fastslots.cli.train import _absolute, read_config
+from fastslots.cli.run_config import absolute_paths, read_config
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource, Split
 from fastslots.devices import choose_device
 from fastslots.evaluation import Evaluation, draw_examples
 from fastslots.evaluation import evaluate as measure
+from fastslots.files import check_writable, write_text
 from fastslots.slate import SLATE
 from fastslots.training.checkpoints import find_checkpoint
-from fastslots.training.files import write_atomically
 
 SCHEMA = 1
 LINES = 10  # of progress, where there is no terminal for a bar
@@ -84,7 +83,7 @@ def evaluate(
     if output is None:
         name = f"evaluation-{split}"
         output = run / name if run is not None else folder.with_name(f"{folder.name}-{name}")
-    _check_writable(output)
+    check_writable(output)
 
     with _progress(len(data) if images is None else images) as progress:
         result = measure(
@@ -110,7 +109,7 @@ def evaluate(
         "environment": describe_environment(where),
         **_findings(result),
     }
-    write_atomically(output / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    write_text(output / "evaluation.json", json.dumps(report, indent=2) + "\n")
     draw_examples(model, data, result, output / "evaluation.png")
     _show(result, f"step {step}" if step is not None else folder.name, split)
     if isinstance(data, ImageFolder) and data.corrupt:
@@ -131,7 +130,7 @@ def _source(checkpoint: Path, run: Path | None, flags: dict[str, Any]) -> DataSo
     if run is None and "data" not in flags:
         raise ValueError(f"{checkpoint} lies in no run whose data could be taken: give --data")
     saved = {} if run is None else read_config(run)["data"]
-    return DataSource(**_absolute(saved | flags))
+    return DataSource(**absolute_paths(saved | flags))
 
 
 def _step(checkpoint: Path) -> int | None:
@@ -145,13 +144,6 @@ def _step(checkpoint: Path) -> int | None:
         raise ValueError(
             f"the checkpoint in {checkpoint} is damaged: {path.name}: {error!r}"
         ) from error
-
-
-def _check_writable(folder: Path) -> None:
-    """Before minutes of work, not after."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def _findings(result: Evaluation) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -18,6 +17,7 @@ import torch
 import typer
 
 from fastslots.cli.flags import with_flags
+from fastslots.cli.run_config import absolute_paths, read_config
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource
 from fastslots.devices import choose_device
@@ -135,7 +135,7 @@ def train(
     chosen = {group: saved[group] | flags[group] for group in flags}
     config, recipe = SLATEConfig(**chosen["model"]), Recipe(**chosen["recipe"])
     BatchParts(recipe.batch_size, recipe.accumulation, processes.num_processes)  # or it raises
-    source = DataSource(**_absolute(chosen["data"]))
+    source = DataSource(**absolute_paths(chosen["data"]))
 
     if workers is None:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -206,17 +206,6 @@ def _preset(settings: str, device: torch.device) -> dict[str, dict[str, Any]]:
     return {"model": {}, "recipe": {}, "data": {}}
 
 
-def _absolute(data: dict[str, Any]) -> dict[str, Any]:
-    """Paths that mean the same when the run is resumed from another folder; a cache "none" is None."""
-    paths = dict(data)
-    if paths.get("data", "scenes") != "scenes":
-        paths["data"] = str(Path(paths["data"]).absolute())
-    if paths.get("cache") is not None:
-        none = paths["cache"].lower() in ("", "none")
-        paths["cache"] = None if none else str(Path(paths["cache"]).absolute())
-    return paths
-
-
 def _say_nothing(*_: object, **__: object) -> None:
     """In place of typer.echo where another process speaks."""
 
@@ -243,22 +232,3 @@ def _new_run(run: Path) -> None:
             f"{run} holds a run already: choose another --output, or go on with --resume {run}"
         )
     run.mkdir(parents=True, exist_ok=True)
-
-
-def read_config(run: Path) -> dict[str, dict[str, Any]]:
-    """The settings of a run, by group.
-
-    Raises:
-        FileNotFoundError: If the folder holds no run.
-        ValueError: If its config.json is damaged.
-    """
-    path = run / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} holds no run: it has no config.json")
-    try:
-        config: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        groups = {name: dict(config[name]) for name in ("model", "recipe", "data")}
-        SLATEConfig(**groups["model"]), Recipe(**groups["recipe"]), DataSource(**groups["data"])
-        return groups
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error

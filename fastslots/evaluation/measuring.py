@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels, segmentation
 from fastslots.slate import SLATE
 from fastslots.slate.cross_entropy import linear_cross_entropy
+from fastslots.slate.modes import eval_mode
 
 MASK_METRICS = ("fg_ari", "ari", "mean_best_overlap")
 
@@ -70,7 +70,7 @@ def evaluate(
 
     parts: dict[str, list[Tensor]] = defaultdict(list)
     occurrences = torch.zeros(model.config.vocab_size, dtype=torch.int64)
-    with _eval_mode(model):
+    with eval_mode(model):
         for first in range(0, count, batch_size):
             numbers = range(first, min(first + batch_size, count))
             image, true = load(images, numbers, like=model.out.weight)
@@ -104,7 +104,7 @@ def draw_examples(
     """
     examples = evaluation.examples
     numbers = [example.image for example in examples]
-    with _eval_mode(model):
+    with eval_mode(model):
         image, true = load(images, numbers, like=model.out.weight)
         seen = _look(model, image, numbers, evaluation.seed)
     save_panels(
@@ -186,14 +186,3 @@ def _unmeasured(scores: dict[str, Tensor], masks: bool | None) -> dict[str, str]
     reasons = {name: absent for name in MASK_METRICS if name not in scores}
     empty = [name for name, values in scores.items() if values.isnan().all()]
     return reasons | dict.fromkeys(empty, "no image has an object")
-
-
-@contextmanager
-def _eval_mode(model: SLATE) -> Iterator[None]:
-    """Eval mode; the mode comes back afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

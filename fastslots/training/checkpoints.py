@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fastslots._extras import require
+from fastslots.files import check_run_folder, remove_partial, sync
 from fastslots.slate import SLATE
-from fastslots.training.files import check_run_folder, sync
 from fastslots.training.recipe import Plateau
 
 _STEPS = "step-" + 9 * "[0-9]"
@@ -131,10 +131,8 @@ def tidy(run: Path) -> None:
             replaced.rename(final)
     for partial in folder.glob(".step-*.partial"):
         shutil.rmtree(partial)
-    for partial in run.glob(".*.partial"):
-        partial.unlink()
-    for unfinished in (run / "samples").glob(".*.tmp"):
-        unfinished.unlink()
+    remove_partial(run)
+    remove_partial(run / "samples")
 
 
 def last_step(run: Path) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fastslots.files import write_text
 from fastslots.slate import SLATE
 from fastslots.training.batches import StepBatches
 from fastslots.training.checkpoints import find_checkpoint, last_step
-from fastslots.training.files import write_atomically
 from fastslots.training.loading import ImageSet, step_images
 from fastslots.training.processes import on_main
 from fastslots.training.recipe import Recipe
@@ -67,7 +67,7 @@ def train(
     training = TrainingRun(model, recipe, validation_set, run, resume=resume)
     if settings is not None:
         text = json.dumps(settings, indent=2) + "\n"
-        on_main(training.accelerator, lambda: write_atomically(run / "config.json", text))
+        on_main(training.accelerator, lambda: write_text(run / "config.json", text))
     first = training.state.step
     batches = StepBatches(len(train_set), training.parts, recipe.seed, first, recipe.steps)
     images = step_images(train_set, batches, training.device, training.dtype, num_workers)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastslots._extras import require
-from fastslots.training.files import check_run_folder, write_atomically
+from fastslots.files import check_run_folder, write_text
 from fastslots.training.step import StepValues, check_finite
 
 
@@ -153,7 +153,7 @@ def _forget_after(metrics: Path, step: int) -> None:
     if metrics.exists():
         rows = [(line, _step(line)) for line in metrics.read_text().splitlines()]
         kept = [line + "\n" for line, of in rows if of is not None and of <= step]
-        write_atomically(metrics, "".join(kept))
+        write_text(metrics, "".join(kept))
 
 
 def _step(line: str) -> int | None:

@@ -10,7 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fastslots.files import check_run_folder
 from fastslots.slate import SLATE
+from fastslots.slate.modes import eval_mode
 from fastslots.training.batches import BatchParts
 from fastslots.training.checkpoints import (
     RunState,
@@ -20,14 +22,13 @@ from fastslots.training.checkpoints import (
     save_checkpoint,
     tidy,
 )
-from fastslots.training.files import check_run_folder
 from fastslots.training.loading import ImageSet, validation_batches
 from fastslots.training.metrics import Interval, RunLog, interval_means, memory_mib
 from fastslots.training.processes import make_accelerator, on_main
 from fastslots.training.progress import TrainingProgress
 from fastslots.training.recipe import Recipe
 from fastslots.training.step import DivergedError, TrainingStep
-from fastslots.training.validation import draw_panels, eval_mode, slot_sums, validate
+from fastslots.training.validation import draw_panels, slot_sums, validate
 
 
 class TrainingRun:

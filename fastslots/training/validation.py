@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastslots.metrics import slots_used
 from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels
 from fastslots.slate import SLATE
+from fastslots.slate.modes import eval_mode
 
 _SUMS = 5  # of the two losses, the two of `slot_sums`, and the images
 
@@ -97,8 +98,7 @@ def slot_sums(model: SLATE, ids: Tensor, slots: Tensor, attn: Tensor) -> Tensor:
     after, _ = encoder.slot_attention(inputs, slots, iterations, return_attn=False)
     change = torch.linalg.vector_norm((after - slots).flatten(1), dim=1)
     residual = change / torch.linalg.vector_norm(after.flatten(1), dim=1)
-    used = torch.zeros_like(attn[:, 0]).scatter_(1, attn.argmax(2), 1.0).sum(1)
-    return torch.stack((residual.double().sum(), used.double().sum()))
+    return torch.stack((residual.double().sum(), slots_used(attn).sum()))
 
 
 @torch.no_grad()
@@ -117,14 +117,3 @@ def draw_panels(model: SLATE, image: Tensor, path: Path, seed: int) -> None:
         through_slots = model.dvae.decode_ids(model.generate(slots)).clamp(0, 1)
         recon = model.dvae.decode_ids(ids).clamp(0, 1)
     save_panels(path, image.cpu(), recon.cpu(), through_slots.cpu(), attn.cpu())
-
-
-@contextmanager
-def eval_mode(model: SLATE) -> Iterator[None]:
-    """Eval mode; the mode from before comes back afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -126,8 +126,8 @@ def test_what_a_kill_left_is_tidied_up(tmp_path: Path) -> None:
     (checkpoints / ".step-000000009.partial").mkdir()
     (checkpoints / ".step-000000009.partial" / "state.json").write_text("{")
     samples.mkdir()
-    (samples / ".step-000000009.png.12.tmp").write_text("half")
-    (tmp_path / ".config.json.partial").write_text("{")
+    (samples / ".step-000000009.partial.png").write_text("half")
+    (tmp_path / ".config.partial.json").write_text("{")
     assert last_step(tmp_path) == 3
     tidy(tmp_path)
     assert names(checkpoints) == {"step-000000003", "step-000000006"}

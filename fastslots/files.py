@@ -1,0 +1,78 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Has a file written under another name in its folder, and gives it its name once it is on the disk.
+
+    Args:
+        path: The file; one of that name is replaced. Its folder must be there.
+        write: Writes to the path it is called with, which ends as `path` does.
+
+    Raises:
+        OSError: If it cannot be written; what was there before is untouched.
+    """
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(partial)
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file as `write_whole`."""
+    write_whole(path, lambda partial: partial.write_text(text))
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes the files that `write_whole` was about to write in a folder when it was killed.
+
+    Raises:
+        OSError: If one cannot be removed.
+    """
+    for partial in folder.glob(".*.partial*"):
+        if partial.is_file():
+            partial.unlink()
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or what a folder lists, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder for results, and tries it: before minutes of work, not after.
+
+    Raises:
+        OSError: If nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def check_run_folder(run: Path) -> None:
+    """Raises if a run folder is no longer there, so that nothing makes a new one in its place.
+
+    Raises:
+        FileNotFoundError: Naming the folder.
+    """
+    if not run.is_dir():
+        raise FileNotFoundError(
+            f"the run folder {run} has vanished; nothing was written in its place"
+        )
