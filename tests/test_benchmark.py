@@ -33,7 +33,6 @@ from fastslots.benchmark import (
 from fastslots.benchmark.plot import spread_out
 from fastslots.benchmark.report import digits
 from fastslots.benchmark.timing import time_in_turns
-from fastslots.files import write_whole
 from fastslots_kernels.backends import ResolvedBackend
 
 CPU = torch.device("cpu")
@@ -196,20 +195,6 @@ def test_refuses_a_file_that_holds_no_results(tmp_path, text):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(ValueError, match=r"other\.json is no results file of fastslots"):
         Results.load(tmp_path / "other.json")
-
-
-def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text("old")
-
-    def write(unfinished):
-        unfinished.write_text("ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, write)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_in_place_of_the_folder_is_an_os_error(results, tmp_path):
