@@ -185,7 +185,7 @@ def test_unigram_entropy_is_that_of_the_tokens_of_all_images() -> None:
     model, images = make_model(), Images()
     ids = model.tokenize(images.images.double()).flatten().tolist()
     shares = [count / len(ids) for count in Counter(ids).values()]
-    assert len(shares) > 2
+    assert len(shares) > 1
     expected = -sum(p * math.log(p) for p in shares) * len(ids) / NUM_IMAGES
     result = evaluate(model, images, batch_size=2)
     assert result.unigram_entropy_nats_per_image == pytest.approx(expected, rel=1e-12)

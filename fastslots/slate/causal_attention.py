@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from fastslots.noise import Draw, Noise
-from fastslots.slate.chunks import Part, parts
+from fastslots.slate.chunks import Part, parts, whole_output
 from fastslots.slate.precision import product_dtype, without_autocast
 
 
@@ -65,7 +65,7 @@ class _CausalAttention(torch.autograd.Function):
         output.mul_(1 / (1 - dropout))
         ctx.save_for_backward(q, k, v, output, rows, columns)
         ctx.dropout = dropout
-        return output
+        return whole_output(output)
 
     @staticmethod
     @once_differentiable

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastslots.noise import Draw, Noise
-from fastslots.slate.chunks import Part, add_product, parts
+from fastslots.slate.chunks import Part, add_product, parts, whole_output
 from fastslots.slate.precision import product_dtype, without_autocast
 
 
@@ -120,7 +120,7 @@ class _SampleTokens(torch.autograd.Function):
             else:
                 part.of(decoded).copy_(z.to(dtype) @ w_out)
         ctx.mark_non_differentiable(ids)
-        return decoded, ids
+        return whole_output(decoded), ids
 
     @staticmethod
     @once_differentiable
