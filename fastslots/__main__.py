@@ -6,6 +6,7 @@ import os
 import sys
 
 from fastslots._extras import require
+from fastslots.errors import SAID_BY_MAIN
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("FASTSLOTS_DEBUG"):
             raise
-        print(f"fastslots: error: {error}", file=sys.stderr)  # noqa: T201 - the command line's output
+        if SAID_BY_MAIN not in getattr(error, "__notes__", ()):
+            print(f"fastslots: error: {error}", file=sys.stderr)  # noqa: T201 - the output of a command
         sys.exit(2)
 
 

@@ -21,9 +21,9 @@ def causal_attention(
     """Each position reads those up to itself.
 
     Without dropout this is PyTorch's fused attention, whose own dropout cannot follow from a sample's key.
-    With dropout, parts of the attention are computed one after the other, without most of the half that
-    is masked, and again in the backward pass with the same dropout. The algebra is FlashAttention's
-    (Dao et al. 2022).
+    With dropout, parts of the attention are computed one after the other, each up to the last key that
+    its queries may read, and again in the backward pass with the same dropout. The algebra is
+    FlashAttention's (Dao et al. 2022).
 
     Args:
         q: Queries, ``[B, H, N, D]``.

@@ -1,4 +1,4 @@
-"""Work in parts: tables that are as wide as the vocabulary, or as an image squared, are never made whole."""
+"""Work in parts: tables as wide as the vocabulary, or as an image squared, are made piece by piece."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 # Entries of a part. On a CPU a part stays in the caches, which is also what makes it fast. A GPU needs
-# parts that fill it, and so does a compiler, which would write out every part's code.
+# parts that fill it. A compiler writes out every part's code, but needs few tables at a time.
 _CPU_ENTRIES = 2**20
-_LARGE_ENTRIES = 2**26
+_GPU_ENTRIES = 2**24
+_COMPILED_ENTRIES = 2**26
 
 
 class Part(NamedTuple):
@@ -43,8 +44,10 @@ def parts(batch_size: int, num_rows: int, num_columns: int, device: torch.device
     Yields:
         Several whole samples, or rows of one.
     """
-    is_large = device.type != "cpu" or torch.compiler.is_compiling()
-    rows = max(1, (_LARGE_ENTRIES if is_large else _CPU_ENTRIES) // max(1, num_columns))
+    entries = _CPU_ENTRIES if device.type == "cpu" else _GPU_ENTRIES
+    if torch.compiler.is_compiling():
+        entries = _COMPILED_ENTRIES
+    rows = max(1, entries // max(1, num_columns))
     if rows >= num_rows:
         samples = rows // max(1, num_rows)
         for first in range(0, batch_size, samples):

@@ -108,7 +108,7 @@ class SlotReader(MultiHeadAttention):
         logits = logits.view(*x.shape[:2], self.num_heads, num_slots)
         wide = torch.promote_types(logits.dtype, torch.float32)
         attn = torch.softmax(logits, dim=-1, dtype=wide).flatten(2)
-        output = drop_out(attn, self.dropout, noise) @ slots.values
+        output = drop_out(attn, self.dropout, noise).to(slots.values.dtype) @ slots.values
         return drop_out(output, self.dropout, noise)
 
 

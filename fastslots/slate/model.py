@@ -174,7 +174,7 @@ class SLATE(nn.Module):
         """
         check_ids(ids, self.config)
         check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
-        noise = self._noise(keys, ids.shape[0])
+        noise = self._noise(keys, ids.shape[0]) if self.training else None
         return self._cross_entropy(self._embed(ids, noise)[:, :-1], ids, slots, noise)
 
     @torch.no_grad()
@@ -278,14 +278,14 @@ class SLATE(nn.Module):
         check_keys(keys, batch_size)
         return Noise(keys)
 
-    def _embed(self, ids: Tensor, noise: Noise) -> Tensor:
+    def _embed(self, ids: Tensor, noise: Noise | None) -> Tensor:
         embeddings: Tensor = self.positional_encoder(
             self.dictionary(ids), noise if self.training else None
         )
         return embeddings
 
     def _cross_entropy(
-        self, embeddings: Tensor, ids: Tensor, slots: Tensor, noise: Noise
+        self, embeddings: Tensor, ids: Tensor, slots: Tensor, noise: Noise | None
     ) -> Tensor:
         features = self.tf_dec(embeddings, self.slot_proj(slots), noise if self.training else None)
         return linear_cross_entropy(features, self.out.weight, ids) / ids.shape[0]

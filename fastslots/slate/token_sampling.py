@@ -48,8 +48,8 @@ def sample_tokens(
 
     With logits ``l = features @ to_logits.T + bias`` and independent Gumbel noise g, g': the relaxed
     tokens are ``z = softmax((l + g) / tau)``, and ``ids = argmax(l + g')``. Neither l nor z,
-    ``[B, N, V]``, is ever whole: both are computed part by part, and again in the backward pass with the
-    same noise.
+    ``[B, N, V]``, is kept: both are computed part by part (see `parts`), and again in the backward pass
+    with the same noise.
 
     Args:
         features: ``[B, N, D]``.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,8 +193,7 @@ def _put_in_place(partial: Path, final: Path) -> None:
             replaced.rename(final)
         raise
     sync(final.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    shutil.rmtree(replaced, ignore_errors=True)  # `tidy` removes what is left
 
 
 def _prune(folder: Path, keep: int) -> None:
@@ -202,7 +202,9 @@ def _prune(folder: Path, keep: int) -> None:
     for old in steps[:-keep]:
         if old != best:
             # Renamed first: what a kill leaves of it must not pass for a checkpoint.
-            shutil.rmtree(old.rename(_partial(old)))
+            # What cannot be removed now is no loss, and `tidy` tries again.
+            with suppress(OSError):
+                shutil.rmtree(old.rename(_partial(old)))
 
 
 def _optimizer_tensors(model: SLATE, optimizer: torch.optim.Adam) -> dict[str, Tensor]:

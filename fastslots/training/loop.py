@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fastslots.files import write_text
+from fastslots.files import lock_run, write_text
 from fastslots.slate import SLATE
 from fastslots.training.batches import StepBatches
 from fastslots.training.checkpoints import find_checkpoint, last_step
 from fastslots.training.loading import ImageSet, step_images
-from fastslots.training.processes import on_main
+from fastslots.training.processes import join_processes, on_main
 from fastslots.training.recipe import Recipe
 from fastslots.training.run import TrainingRun
 from fastslots.training.step import DivergedError
 from fastslots.training.stopping import Stopping, raise_stopped
+
+STEPS_BETWEEN_QUESTIONS = 10  # asking the other processes waits for the device
 
 
 def train(
@@ -60,25 +62,32 @@ def train(
             of another configuration.
         DivergedError: If a loss or gradient is not finite. Earlier checkpoints are untouched.
         KeyboardInterrupt: If interrupted (SIGINT), after the step under way is done and a checkpoint
-            written. Several processes stop together at the next line of the log. A second interrupt ends
-            at once and leaves the earlier checkpoints.
+            written. Several processes stop together, within ten steps. A second interrupt ends at once
+            and leaves the earlier checkpoints.
         Terminated: The same for SIGTERM.
     """
-    training = TrainingRun(model, recipe, validation_set, run, resume=resume)
-    if settings is not None:
-        text = json.dumps(settings, indent=2) + "\n"
-        on_main(training.accelerator, lambda: write_text(run / "config.json", text))
-    first = training.state.step
+    processes = join_processes(model.out.weight.device)
+    with lock_run(run) if processes.is_main_process else nullcontext():
+        training = TrainingRun(model, recipe, validation_set, run, resume=resume)
+        if settings is not None:
+            text = json.dumps(settings, indent=2) + "\n"
+            on_main(processes, lambda: write_text(run / "config.json", text))
+        try:
+            _train(training, train_set, num_workers)
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {_advice(run, recipe)}") from error
+    return find_checkpoint(run, "last")
+
+
+def _train(training: TrainingRun, train_set: ImageSet, num_workers: int) -> None:
+    """All steps that are left."""
+    recipe, first = training.recipe, training.state.step
     batches = StepBatches(len(train_set), training.parts, recipe.seed, first, recipe.steps)
     images = step_images(train_set, batches, training.device, training.dtype, num_workers)
-    try:
-        # Closed at once, whatever ends the run: the workers of a loader do not listen to signals.
-        with training, Stopping() as stopping, closing(images):
-            for micro_batches in images:
-                _step(training, micro_batches, stopping)
-    except DivergedError as error:
-        raise DivergedError(f"{error}; {_advice(run, recipe)}") from error
-    return find_checkpoint(run, "last")
+    # Closed at once, whatever ends the run: the workers of a loader do not listen to signals.
+    with training, Stopping() as stopping, closing(images):
+        for micro_batches in images:
+            _step(training, micro_batches, stopping)
 
 
 def _step(training: TrainingRun, images: list[Tensor], stopping: Stopping) -> None:
@@ -92,9 +101,10 @@ def _step(training: TrainingRun, images: list[Tensor], stopping: Stopping) -> No
         training.log(images)
     if validates:
         training.validate()
-    # Several processes may see a signal at different steps: they ask one another now and then alone.
-    alone = training.accelerator.num_processes == 1
-    stop = stopping.signal if alone else training.agree(stopping.signal) if logs else 0
+    stop = stopping.signal
+    if training.accelerator.num_processes > 1:  # which may have seen a signal at different steps
+        asks = step % STEPS_BETWEEN_QUESTIONS == 0 or logs
+        stop = training.agree(stop) if asks else 0
     if stop and not last:
         if not validates:
             training.save()

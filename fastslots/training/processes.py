@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from fastslots._extras import require
+from fastslots.errors import SAID_BY_MAIN
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -30,12 +31,12 @@ def join_processes(device: torch.device) -> PartialState:
         This process's place among the others, and its device.
 
     Raises:
-        ValueError: If several processes are to share one CUDA device.
+        ValueError: If a process is to use the CUDA device of another.
     """
     accelerate = require("accelerate", "train")
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if device.type == "cuda" and device.index is not None:
-        if several:
+        if several and device.index != int(os.environ.get("LOCAL_RANK", "0")):
             raise ValueError(
                 f"device must be 'auto', 'cpu' or 'cuda' with several processes; got '{device}'"
             )
@@ -99,7 +100,8 @@ def on_main(state: PartialState | Accelerator, action: Callable[[], object]) -> 
 
 def _portable(error: Exception) -> Exception:
     """The error without what it was made of, which may not survive the way to other processes."""
-    for kind in (ValueError, TypeError, OSError, RuntimeError):
-        if isinstance(error, kind):
-            return kind(str(error))
-    return Exception(repr(error))
+    kinds = (ValueError, TypeError, OSError, RuntimeError)
+    kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+    portable = kind(str(error) if isinstance(error, kinds) else repr(error))
+    portable.add_note(SAID_BY_MAIN)
+    return portable

@@ -102,6 +102,9 @@ class TrainingRun:
     def log(self, images: list[Tensor]) -> None:
         """Writes and shows the means since the last call; `images` are those of the last step."""
         rows = self.interval.means(self.state.step, self._mean)
+        # Before a look at the slots, which takes time and memory of its own.
+        images_per_second = self.interval.steps_per_second() * self.recipe.batch_size
+        memory = memory_mib(self.device)
         dvae, main = self.training_step.optimizer.param_groups
         row = {
             **interval_means(rows),
@@ -109,8 +112,8 @@ class TrainingRun:
             "lr_main": main["lr"],
             "tau": self.recipe.tau(self.state.step - 1),
             **self._slots(images),
-            "images_per_second": self.interval.steps_per_second() * self.recipe.batch_size,
-            "memory_mib": memory_mib(self.device),
+            "images_per_second": images_per_second,
+            "memory_mib": memory,
         }
         on_main(self.accelerator, lambda: self.output.write(self.state.step, "train", row))
         self.progress.report(self.state.step, row)

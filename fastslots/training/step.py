@@ -165,6 +165,9 @@ def _compiled(losses: nn.Module, recipe: Recipe, accelerator: Accelerator) -> nn
         and accelerator.num_processes == 1
         and recipe.accumulation == 1
     )
+    if accelerator.num_processes > 1:
+        # Else the compiler would cut the step where buckets of gradients end.
+        torch._dynamo.config.optimize_ddp = False
     mode = "reduce-overhead" if graphs else "default"
     return cast(nn.Module, torch.compile(losses, fullgraph=True, dynamic=False, mode=mode))
 

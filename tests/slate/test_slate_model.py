@@ -358,3 +358,20 @@ def test_under_autocast_losses_are_float32_and_close():
 def test_wrong_keys_are_named(keys, error, message):
     with pytest.raises(error, match=message):
         small_model()(images(), keys=keys)
+
+
+def test_a_model_in_bfloat16_runs_in_either_mode():
+    model, image = small_model(dropout=0.3).to(torch.bfloat16), images(dtype=torch.bfloat16)
+    keys = sample_keys(range(5), 0)
+    for mode in (model.train(), model.eval()):
+        output = mode(image, keys=keys)
+        (output.cross_entropy + output.mse).backward()
+        assert output.cross_entropy.isfinite()
+    assert model.reconstruct(image, keys=keys).dtype == torch.bfloat16
+
+
+def test_teacher_forcing_in_eval_mode_draws_nothing():
+    model, slots = small_model().eval(), initial_slots(dtype=torch.float32)
+    before = torch.get_rng_state()
+    model.token_cross_entropy(torch.zeros(5, 16, dtype=torch.int64), slots)
+    assert torch.equal(torch.get_rng_state(), before)

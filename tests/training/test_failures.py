@@ -10,12 +10,13 @@ import psutil
 import pytest
 import torch
 
+from fastslots.files import lock_run
 from fastslots.training import find_checkpoint, train
 from fastslots.training import step as step_module
 from fastslots.training.run import TrainingRun
 from fastslots.training.step import DivergedError
 from tests.training import forked
-from tests.training.runs import rows
+from tests.training.runs import rows, signal_at
 from tests.training.tiny import TINY_FLAGS, Images, tiny_model, tiny_recipe
 
 LONG = ("--steps", 100_000, "--batch-size", 4, "--log-every", 1, *TINY_FLAGS)
@@ -123,17 +124,21 @@ def test_the_weights_are_as_before_the_step_that_diverged(tmp_path: Path) -> Non
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("log_every", "noticed_by"), [(1, "log"), (100, "save")])
+@pytest.mark.parametrize("noticed_by", ["log", "save"])
 def test_what_no_step_waited_for_is_noticed_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int, noticed_by: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noticed_by: str
 ) -> None:
     """As on CUDA, where the step itself does not look."""
     monkeypatch.setattr(step_module, "check_finite", lambda *_: None)
-    recipe = tiny_recipe(steps=4, validate_every=100, log_every=log_every)
+    recipe = tiny_recipe(steps=4, validate_every=100, log_every=1 if noticed_by == "log" else 100)
+    if noticed_by == "save":  # an interrupt saves before the first line of the log
+        signal_at(3, monkeypatch, TrainingRun, "step")
     with pytest.raises(DivergedError, match=r"step [123] has a loss or gradient that is not fin"):
         train(tiny_model(), recipe, Poisoned(12), Images(6), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*"))
-    assert all(math.isfinite(row["mse"]) for row in rows(tmp_path)) if log_every == 1 else True
+    logged = rows(tmp_path) if (tmp_path / "metrics.jsonl").exists() else []
+    assert all(math.isfinite(row["mse"]) for row in logged)
+    assert len(logged) < 3
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -163,3 +168,15 @@ def test_a_refused_resumption_leaves_the_settings_alone(tmp_path: Path, images: 
     line = one_line(forked.fastslots(*resume, "--steps", 9, "--lr-main", 0.5))
     assert "step-000000003 is damaged" in line
     assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path, images: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with lock_run(folder):
+        arguments = ("--data", images, "--output", folder, *LONG)
+        line = one_line(forked.fastslots("train", *arguments))
+    assert line == (
+        f"fastslots: error: another process is training in {folder}: wait until it has ended"
+    )
+    assert [path.name for path in folder.iterdir()] == [".lock"]

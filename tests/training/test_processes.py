@@ -114,6 +114,25 @@ def test_processes_cannot_share_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -
         join_processes(torch.device("cuda:1"))
 
 
+def test_a_process_may_name_the_cuda_device_that_is_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model's parameters say on which device they are, number included."""
+
+    class State:
+        device = torch.device("cuda:1")
+
+        def __init__(self, cpu: bool) -> None:
+            assert not cpu
+
+    monkeypatch.setattr("accelerate.PartialState", State)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for device in ("cuda", "cuda:1"):
+        assert join_processes(torch.device(device)).device == torch.device("cuda:1")
+
+
 def test_a_setup_that_shards_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_SUPPORTED", ("MULTI_CPU", "MULTI_GPU"))
     with pytest.raises(ValueError, match="with a whole model each; got NO"):

@@ -129,8 +129,12 @@ def _compiled_without_inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.mark.usefixtures("_compiled_without_inductor")
-def test_a_compiled_run_equals_an_eager_one_and_compiles_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "accumulation"), [("float32", 1), ("bf16", 2)])
+def test_a_compiled_run_equals_an_eager_one_and_compiles_once(
+    tmp_path: Path, precision: str, accumulation: int
+) -> None:
     recipe = {"steps": 8, "validate_every": 4, "patience": 1, "lr_main": 0.05}
+    recipe |= {"precision": precision, "accumulation": accumulation}
     run(tmp_path / "compiled", tiny_recipe(compile=True, **recipe))
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
