@@ -1,7 +1,26 @@
-"""Settings for all tests."""
+"""Settings and data for all tests."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 # The tensors of the tests are small: a second thread costs more than it brings, and far more where
 # other processes are busy.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of twenty small images."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(20):
+        pixels = random.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
+    return folder

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fastslots.__main__ import main
 
@@ -44,15 +42,3 @@ def fastslots(
         return Result(code, *capsys.readouterr())
 
     return command
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """A folder of twenty small images."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for index in range(20):
-        pixels = random.integers(0, 256, (9, 12, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
-    return folder
