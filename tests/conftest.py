@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,10 @@ from PIL import Image
 # The tensors of the tests are small: a second thread costs more than it brings, and far more where
 # other processes are busy.
 torch.set_num_threads(1)
+
+# Without a GPU the kernels run in Triton's interpreter. It is chosen when they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

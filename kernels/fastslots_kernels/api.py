@@ -51,7 +51,8 @@ def slot_attention(
         init_gradient: ``"straight-through"`` passes the tracked step's gradient on to ``slots``
             (BO-QSA); with ``"none"`` they get none from an implicit gradient.
         tolerance: Stop before `num_iterations` once every image's relative residual
-            ``‖f(s) - s‖ / ‖f(s)‖`` is below it. Costs a host synchronisation per iteration.
+            ``‖f(s) - s‖ / ‖f(s)‖`` is below it. The fused kernels decide that on the device; the other
+            backends wait for it once per iteration.
         return_attn: Whether to return the attention.
         backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``.
 
@@ -74,14 +75,23 @@ def slot_attention(
         raise ValueError(f"num_heads must divide the slot width {slots.shape[2]}; got {num_heads}")
     check_options(num_iterations, gradient, neumann_terms, init_gradient, tolerance, epsilon)
 
-    step = make_step(backend, inputs, weights, num_heads=num_heads, epsilon=epsilon, mask=mask)
+    step = make_step(
+        backend,
+        inputs,
+        slots,
+        weights,
+        num_heads=num_heads,
+        epsilon=epsilon,
+        mask=mask,
+        unrolled=gradient == "unrolled",
+    )
     if gradient == "unrolled":
         new, attn, used = unroll(step, slots, num_iterations, tolerance, return_attn=return_attn)
     else:
         found, used = iterate(step, slots, num_iterations, tolerance)
         init = slots if init_gradient == "straight-through" else None
         new, attn = neumann_step(step, found, init, neumann_terms, return_attn=return_attn)
-    return new, attn, torch.full((), used, dtype=torch.int64, device=inputs.device)
+    return new.to(slots.dtype), attn, used
 
 
 def check_options(

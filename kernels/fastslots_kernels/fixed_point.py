@@ -9,31 +9,60 @@ import torch
 from torch import Tensor
 
 from fastslots_kernels.backends import Step
+from fastslots_kernels.fused import FusedStep
 
 
 def unroll(
     step: Step, slots: Tensor, num_iterations: int, tolerance: float | None, *, return_attn: bool
-) -> tuple[Tensor, Tensor | None, int]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Vanilla slot attention: ``num_iterations >= 1`` steps, tracked if grad mode is on."""
-    attn = None
-    for used in range(1, num_iterations + 1):
+    attn, used = None, num_iterations
+    if isinstance(step, FusedStep):
+        if tolerance is not None:
+            return _unroll_on_device(step, slots, num_iterations, tolerance, return_attn)
+        if not torch.is_grad_enabled() and num_iterations > 1:
+            slots, _ = step.iterate(slots, num_iterations - 1, None)
+            num_iterations = 1
+    for iteration in range(1, num_iterations + 1):
         previous = slots
         # A tolerance may end the loop after any step, so that each might be the one whose attn is returned.
-        last = used == num_iterations or tolerance is not None
+        last = iteration == num_iterations or tolerance is not None
         slots, attn = step(slots, return_attn=return_attn and last)
-        if tolerance is not None and _converged(slots, previous, tolerance):
+        if tolerance is not None and bool(_converged(slots, previous, tolerance)):
+            used = iteration
             break
+    return slots, attn, torch.full((), used, dtype=torch.int64, device=slots.device)
+
+
+def _unroll_on_device(
+    step: Step, slots: Tensor, num_iterations: int, tolerance: float, return_attn: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """`unroll` that waits for no device: all steps run, and those after the last one needed are not used."""
+    attn: Tensor | None = None
+    stop = torch.zeros((), dtype=torch.bool, device=slots.device)
+    used = torch.zeros((), dtype=torch.int64, device=slots.device)
+    for _ in range(num_iterations):
+        new, new_attn = step(slots, return_attn=return_attn)
+        used = used + ~stop
+        converged = _converged(new, slots, tolerance)
+        slots = torch.where(stop, slots, new)
+        if new_attn is not None:
+            attn = new_attn if attn is None else torch.where(stop, attn, new_attn)
+        stop = stop | converged
     return slots, attn, used
 
 
 @torch.no_grad()
 def iterate(
     step: Step, slots: Tensor, num_iterations: int, tolerance: float | None
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, Tensor]:
     """Looks for the fixed point with at most ``num_iterations`` steps without a graph."""
+    slots = slots.detach()
     if num_iterations == 0:
-        return slots.detach(), 0
-    found, _, used = unroll(step, slots.detach(), num_iterations, tolerance, return_attn=False)
+        return slots, torch.zeros((), dtype=torch.int64, device=slots.device)
+    if isinstance(step, FusedStep):
+        return step.iterate(slots, num_iterations, tolerance)
+    found, _, used = unroll(step, slots, num_iterations, tolerance, return_attn=False)
     return found, used
 
 
@@ -68,7 +97,8 @@ def neumann_step(
 
 
 @torch.no_grad()
-def _converged(slots: Tensor, previous: Tensor, tolerance: float) -> bool:
+def _converged(slots: Tensor, previous: Tensor, tolerance: float) -> Tensor:
     """Whether every image's relative residual ``‖f(s) - s‖ / ‖f(s)‖`` is below the tolerance."""
     change = torch.linalg.vector_norm((slots - previous).flatten(1), dim=1)
-    return bool((change < tolerance * torch.linalg.vector_norm(slots.flatten(1), dim=1)).all())
+    below: Tensor = change < tolerance * torch.linalg.vector_norm(slots.flatten(1), dim=1)
+    return below.all()

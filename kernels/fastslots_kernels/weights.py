@@ -110,7 +110,7 @@ class SlotAttentionWeights:
         cls, tensors: Iterable[Tensor], norm_eps: tuple[float, float, float]
     ) -> SlotAttentionWeights:
         """The inverse of `named_tensors` and `norm_eps`: tensors in the order of the fields."""
-        values: dict[str, Any] = dict(zip(_TENSORS, tensors, strict=True))
+        values: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True))
         inputs, slots, mlp = norm_eps
         return cls(**values, norm_inputs_eps=inputs, norm_slots_eps=slots, norm_mlp_eps=mlp)
 
@@ -136,7 +136,7 @@ class SlotAttentionWeights:
 
     def named_tensors(self) -> dict[str, Tensor]:
         """The tensors by field name, in order."""
-        return {name: getattr(self, name) for name in _TENSORS}
+        return {name: getattr(self, name) for name in TENSORS}
 
     def to(self, dtype: torch.dtype) -> SlotAttentionWeights:
         """The same weights in another dtype; gradients flow to these."""
@@ -183,7 +183,7 @@ class SlotAttentionWeights:
 
 
 # By name, once: torch.compile cannot trace `fields` of a class.
-_TENSORS = tuple(field.name for field in fields(SlotAttentionWeights) if field.type == "Tensor")
+TENSORS = tuple(field.name for field in fields(SlotAttentionWeights) if field.type == "Tensor")
 _GRU_TENSORS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 

@@ -1,0 +1,213 @@
+"""Iterations and one step, as sequences of launches. No autograd here: see `ops`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastslots_kernels.fused.attend import attend, num_splits
+from fastslots_kernels.fused.folded import FoldedWeights
+from fastslots_kernels.fused.reductions import converged, reduce_splits
+from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.fused.update import Keys, make_keys, update_slots
+
+# A program of the slot update reads the splits of its rows one after another: of many, a launch of its own
+# adds them up in parallel.
+_MOST_SPLITS_READ = 16
+
+
+class Call(NamedTuple):
+    """What all steps of one call share."""
+
+    inputs: Tensor  # [B, N, C]
+    mask: Tensor | None  # [B, N] bool
+    w: FoldedWeights
+    sizes: Sizes
+    epsilon: float
+    norm_eps: tuple[float, float, float]  # of the inputs, of the slots, before the MLP
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """Dtype of all that is no operand of a matrix product."""
+        return self.w.scale.dtype
+
+    @property
+    def precision(self) -> str:
+        """Of products of float32 tiles, as PyTorch is told to make its own."""
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+    def new_sums(self, splits: int) -> Tensor:
+        """Memory for the sums of every split, ``[B, S, sums_size]``."""
+        shape = (self.sizes.batch, splits, self.sizes.sums_size)
+        return self.inputs.new_empty(shape, dtype=self.accumulator)
+
+    def splits(self) -> int:
+        """Into how many the inputs of one image are split."""
+        return num_splits(self.sizes, self.w.keys.dtype, _num_processors(self.inputs.device))
+
+    def rows(self, slots: Tensor) -> Tensor:
+        """Slots, or their gradient, ``[B, K, D]`` as ``[B K, D]``, contiguous, in the accumulator's dtype."""
+        shape = (self.sizes.rows, self.sizes.slot_size)
+        return slots.to(self.accumulator).reshape(shape).contiguous()
+
+    def make_keys(self, slots: Tensor) -> Keys:
+        """``m`` and ``c`` of slots ``[B K, D]``."""
+        rows, width = self.sizes.rows, self.sizes.width
+        keys = Keys(
+            self.w.keys.new_empty(rows, width),
+            slots.new_empty(rows, self.sizes.num_heads),
+        )
+        make_keys(slots, keys, self.w, self.sizes, self.norm_eps[1], self.precision)
+        return keys
+
+
+def run_iterations(
+    call: Call, slots: Tensor, num_iterations: int, tolerance: float | None
+) -> tuple[Tensor, Tensor]:
+    """At least one iteration, without a graph.
+
+    With a tolerance the device itself decides when to stop: launches after that do nothing.
+
+    Args:
+        call: What the steps share.
+        slots: ``[B, K, D]``, any float dtype.
+        num_iterations: At most so many.
+        tolerance: As in `fastslots_kernels.slot_attention`.
+
+    Returns:
+        The slots ``[B, K, D]`` in the accumulator's dtype, and the iterations used, int64.
+    """
+    sizes, inputs = call.sizes, call.inputs
+    # A copy, since iterations write the new slots where the old ones were.
+    state = call.rows(slots).clone()
+    used = torch.full(
+        (), 0 if tolerance else num_iterations, dtype=torch.int64, device=inputs.device
+    )
+    stop = residual = None
+    if tolerance is not None:
+        stop = torch.zeros((), dtype=torch.int32, device=inputs.device)
+        residual = state.new_empty(sizes.rows, 2)
+    norm_eps: float | None = call.norm_eps[0]
+    if normalizes_once(inputs.dtype, call.w.keys.dtype, num_iterations):
+        inputs, norm_eps = _normalize(call), None
+
+    scratch, keys = torch.empty_like(state), call.make_keys(state)
+    sums = call.new_sums(call.splits())
+    for iteration in range(num_iterations):
+        attend(
+            inputs,
+            call.mask,
+            *keys,
+            sums,
+            sizes,
+            epsilon=call.epsilon,
+            norm_eps=norm_eps,
+            precision=call.precision,
+            stop=stop,
+        )
+        last = iteration == num_iterations - 1
+        update_slots(
+            few_splits(sums),
+            state,
+            state,
+            scratch,
+            None if last else keys,
+            call.w,
+            sizes,
+            call.norm_eps,
+            call.precision,
+            residual=residual,
+            stop=stop,
+        )
+        if stop is not None:
+            converged(residual, stop, used, sizes, tolerance)
+    return state.view(slots.shape), used
+
+
+def run_step(
+    call: Call, slots: Tensor, attn_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """One step.
+
+    Args:
+        call: What the steps share.
+        slots: ``[B, K, D]``, any float dtype.
+        attn_dtype: Dtype of the attention, or None for none.
+
+    Returns:
+        The new slots ``[B, K, D]`` in the dtype of the old, the softmax over the slots summed over heads,
+        ``[B, N, K]``, or None, and the sums ``[B, 1, sums_size]``.
+    """
+    sizes = call.sizes
+    old = call.rows(slots)
+    keys, sums = call.make_keys(old), call.new_sums(call.splits())
+    attn = None
+    if attn_dtype is not None:
+        shape = (sizes.batch, sizes.num_inputs, sizes.virtual)
+        attn = call.inputs.new_empty(shape, dtype=attn_dtype)
+    run_attend(call, keys, sums, attn)
+    new, scratch, reduced = torch.empty_like(old), torch.empty_like(old), call.new_sums(1)
+    update_slots(
+        few_splits(sums),
+        old,
+        new,
+        scratch,
+        None,
+        call.w,
+        sizes,
+        call.norm_eps,
+        call.precision,
+        reduced=reduced,
+    )
+    if attn is not None and sizes.num_heads > 1:
+        attn = attn.unflatten(2, (sizes.num_slots, sizes.num_heads)).sum(3)
+    return new.view(slots.shape).to(slots.dtype), attn, reduced
+
+
+def run_attend(call: Call, keys: Keys, sums: Tensor, attn: Tensor | None) -> None:
+    """Attends to the raw inputs: writes the sums of every split, and the softmax if it is wanted."""
+    attend(
+        call.inputs,
+        call.mask,
+        *keys,
+        sums,
+        call.sizes,
+        epsilon=call.epsilon,
+        norm_eps=call.norm_eps[0],
+        precision=call.precision,
+        attn=attn,
+    )
+
+
+def normalizes_once(dtype: torch.dtype, tile: torch.dtype, num_iterations: int) -> bool:
+    """Whether to store ``x̃`` in the tile dtype rather than to normalise the inputs in every iteration.
+
+    It costs one pass that reads the inputs and writes ``x̃``, and saves bytes where ``x̃`` is narrower.
+    """
+    return dtype.itemsize + tile.itemsize + num_iterations * tile.itemsize < (
+        num_iterations * dtype.itemsize
+    )
+
+
+def _normalize(call: Call) -> Tensor:
+    """``x̃`` in the tile dtype, ``[B, N, C]``; anything at masked inputs, which nobody reads."""
+    normed = F.layer_norm(call.inputs, call.inputs.shape[2:], eps=call.norm_eps[0])
+    return normed.to(call.w.keys.dtype)
+
+
+def few_splits(sums: Tensor) -> Tensor:
+    """Sums of so few splits that whoever reads them may add them up."""
+    return sums if sums.shape[1] <= _MOST_SPLITS_READ else reduce_splits(sums)
+
+
+@lru_cache
+def _num_processors(device: torch.device) -> int:
+    """Multiprocessors of a device. Elsewhere a number that gives several splits."""
+    if device.type == "cuda":
+        count: int = torch.cuda.get_device_properties(device).multi_processor_count
+        return count
+    return 8

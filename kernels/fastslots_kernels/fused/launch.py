@@ -1,0 +1,45 @@
+"""Every kernel launch goes through here, so that launches can be recorded instead of run.
+
+A record holds all that a compiler needs: `scripts/check_kernels` makes one with tensors without memory
+(``device="meta"``) and compiles it ahead of time; benchmarks count launches with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+
+class Launch(NamedTuple):
+    """One launch: the jitted kernel, its grid, its arguments by position and its options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]  # tensors and numbers, in the kernel's order
+    constants: dict[str, Any]  # the constexpr arguments, by name
+    num_warps: int
+
+
+_records: list[list[Launch]] = []
+
+
+@contextmanager
+def record_launches() -> Iterator[list[Launch]]:
+    """Collects the launches made inside instead of running them; results stay uninitialised."""
+    _records.append([])
+    try:
+        yield _records[-1]
+    finally:
+        _records.pop()
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any
+) -> None:
+    """Runs a kernel, or records it inside of `record_launches`."""
+    if _records:
+        _records[-1].append(Launch(kernel, grid, arguments, constants, num_warps))
+        return
+    # Explicit, since the default of fp fusion is about to change in Triton.
+    kernel[grid](*arguments, **constants, num_warps=num_warps, enable_fp_fusion=True)

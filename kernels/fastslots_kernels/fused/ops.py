@@ -1,0 +1,210 @@
+"""Iterations, step and the step's backward as operators that autograd and torch.compile know.
+
+Operators are opaque to the compiler: nothing of theirs could be fused with what surrounds them. Triton is
+imported when one runs, not when it is registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastslots_kernels.fused.folded import FoldedWeights, fold
+from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.weights import TENSORS, SlotAttentionWeights
+
+if TYPE_CHECKING:
+    from fastslots_kernels.fused.forward import Call
+
+# The gradients of all vectors leave the backward as one tensor: outputs of an operator must not share memory.
+_MATRICES = tuple(name for name in TENSORS if name.startswith("project") or "_weight_" in name)
+_MATRICES += ("mlp_0_weight", "mlp_2_weight")
+_VECTORS = tuple(name for name in TENSORS if name not in _MATRICES)
+
+
+@torch.library.custom_op("fastslots::iterate", mutates_args=())
+def iterate(
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None,
+    folded: Sequence[Tensor],
+    num_heads: int,
+    num_iterations: int,
+    tolerance: float | None,
+    epsilon: float,
+    norm_eps: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """At least one iteration without a graph: `forward.run_iterations`."""
+    from fastslots_kernels.fused.forward import run_iterations
+
+    with torch.autocast(inputs.device.type, enabled=False):
+        call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
+        return run_iterations(call, slots, num_iterations, tolerance)
+
+
+@iterate.register_fake
+def _(
+    inputs: Tensor, slots: Tensor, mask: Tensor | None, folded: Sequence[Tensor], *_: Any
+) -> tuple[Tensor, Tensor]:
+    state = torch.empty_like(slots, dtype=FoldedWeights(*folded).scale.dtype)
+    return state, torch.empty((), dtype=torch.int64, device=inputs.device)
+
+
+@torch.library.custom_op("fastslots::step", mutates_args=())
+def step(
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None,
+    weights: Sequence[Tensor],
+    folded: Sequence[Tensor],
+    num_heads: int,
+    epsilon: float,
+    norm_eps: Sequence[float],
+    return_attn: bool,
+    keep_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One tracked step: new slots, attention and sums, the last two empty if not asked for.
+
+    `weights` receive the gradient; the kernels read `folded`, made of them.
+    """
+    from fastslots_kernels.fused.forward import run_step
+
+    with torch.autocast(inputs.device.type, enabled=False):
+        call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
+        new, attn, sums = run_step(call, slots, slots.dtype if return_attn else None)
+    attn = slots.new_empty(0) if attn is None else attn
+    return new, attn, sums if keep_sums else sums.new_empty(0)
+
+
+@step.register_fake
+def _(
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None,
+    weights: Sequence[Tensor],
+    folded: Sequence[Tensor],
+    num_heads: int,
+    epsilon: float,
+    norm_eps: Sequence[float],
+    return_attn: bool,
+    keep_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sizes = _sizes(inputs, slots, folded, num_heads)
+    batch, n, k = sizes.batch, sizes.num_inputs, sizes.num_slots
+    attn = slots.new_empty((batch, n, k) if return_attn else 0)
+    shape = (batch, 1, sizes.sums_size) if keep_sums else (0,)
+    sums = slots.new_empty(shape, dtype=FoldedWeights(*folded).scale.dtype)
+    return torch.empty_like(slots, memory_format=torch.contiguous_format), attn, sums
+
+
+@torch.library.custom_op("fastslots::step_backward", mutates_args=())
+def step_backward(
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None,
+    weights: Sequence[Tensor],
+    sums: Tensor | None,
+    d_new: Tensor | None,
+    d_attn: Tensor | None,
+    tile_dtype: torch.dtype,
+    num_heads: int,
+    epsilon: float,
+    norm_eps: Sequence[float],
+    need_inputs: bool,
+) -> list[Tensor]:
+    """Gradients of the inputs (empty if not needed), of the slots, of each matrix, of all vectors in one."""
+    from fastslots_kernels.fused.backward import run_backward
+
+    with torch.autocast(inputs.device.type, enabled=False):
+        w = SlotAttentionWeights.from_tensors(weights, _three(norm_eps))
+        folded = fold(w, num_heads, tile_dtype)
+        call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
+        d_inputs, d_slots, by_name = run_backward(
+            call, w, slots, sums, d_new, d_attn, need_inputs=need_inputs
+        )
+    dtype = w.dtype
+    matrices = [by_name[name].to(dtype) for name in _MATRICES]
+    vectors = torch.cat([by_name[name] for name in _VECTORS]).to(dtype)
+    return [inputs.new_empty(0) if d_inputs is None else d_inputs, d_slots, *matrices, vectors]
+
+
+@step_backward.register_fake
+def _(
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None,
+    weights: Sequence[Tensor],
+    sums: Tensor | None,
+    d_new: Tensor | None,
+    d_attn: Tensor | None,
+    tile_dtype: torch.dtype,
+    num_heads: int,
+    epsilon: float,
+    norm_eps: Sequence[float],
+    need_inputs: bool,
+) -> list[Tensor]:
+    by_name = dict(zip(TENSORS, weights, strict=True))
+    d_inputs = torch.empty_like(inputs) if need_inputs else inputs.new_empty(0)
+    d_slots = torch.empty_like(slots, memory_format=torch.contiguous_format)
+    matrices = [torch.empty_like(by_name[name]) for name in _MATRICES]
+    total = sum(by_name[name].shape[0] for name in _VECTORS)
+    return [d_inputs, d_slots, *matrices, weights[0].new_empty(total)]
+
+
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, slots, mask, weights, folded, num_heads, epsilon, norm_eps, _, keep_sums = inputs
+    ctx.save_for_backward(x, slots, mask, output[2] if keep_sums else None, *weights)
+    ctx.options = FoldedWeights(*folded).keys.dtype, num_heads, epsilon, norm_eps
+    ctx.num_folded = len(folded)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None, _: Any) -> tuple[Any, ...]:
+    x, slots, mask, sums, *weights = ctx.saved_tensors
+    need_inputs = ctx.needs_input_grad[0]
+    d_inputs, d_slots, *matrices, vectors = step_backward(
+        x, slots, mask, weights, sums, d_new, d_attn, *ctx.options, need_inputs
+    )
+    by_name = dict(zip(_MATRICES, matrices, strict=True))
+    sizes = [
+        weight.shape[0] for name, weight in zip(TENSORS, weights, strict=True) if name in _VECTORS
+    ]
+    by_name |= dict(zip(_VECTORS, vectors.split(sizes), strict=True))
+    d_weights = [by_name[name] for name in TENSORS]
+    d_inputs = d_inputs if need_inputs else None
+    return d_inputs, d_slots, None, d_weights, [None] * ctx.num_folded, *([None] * 5)
+
+
+step.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _sizes(inputs: Tensor, slots: Tensor, folded: Sequence[Tensor], num_heads: int) -> Sizes:
+    batch, num_inputs, input_size = inputs.shape
+    _, num_slots, slot_size = slots.shape
+    mlp_size = FoldedWeights(*folded).mlp_0_bias.shape[0]
+    return Sizes(batch, num_inputs, input_size, num_slots, slot_size, num_heads, mlp_size)
+
+
+def _call(
+    inputs: Tensor,
+    slots: Tensor,
+    mask: Tensor | None,
+    folded: Sequence[Tensor],
+    num_heads: int,
+    epsilon: float,
+    norm_eps: Sequence[float],
+) -> Call:
+    from fastslots_kernels.fused.forward import Call
+
+    sizes = _sizes(inputs, slots, folded, num_heads)
+    return Call(inputs, mask, FoldedWeights(*folded), sizes, epsilon, _three(norm_eps))
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third

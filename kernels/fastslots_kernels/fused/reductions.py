@@ -1,0 +1,116 @@
+"""Sums over splits, and whether the slots have stopped moving."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastslots_kernels.fused.launch import launch
+from fastslots_kernels.fused.sizes import Sizes
+
+
+@triton.jit
+def _reduce_splits_kernel(
+    partial_ptr,  # [B, S, SIZE]
+    sums_ptr,  # [B, SIZE]
+    num_splits,
+    size,
+    column_blocks,
+    BLOCK_SPLITS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """The sums over the splits of some columns of one image."""
+    image = (tl.program_id(0) // column_blocks).to(tl.int64)
+    column = tl.program_id(0) % column_blocks * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    split = tl.arange(0, BLOCK_SPLITS)
+    total = tl.zeros([BLOCK_SPLITS, BLOCK_COLUMNS], sums_ptr.dtype.element_ty)
+    for first in range(0, num_splits, BLOCK_SPLITS):
+        valid = (first + split < num_splits)[:, None] & (column < size)[None, :]
+        at = (image * num_splits + first + split)[:, None] * size + column[None, :]
+        total += tl.load(partial_ptr + at, mask=valid, other=0.0)
+    tl.store(sums_ptr + image * size + column, tl.sum(total, 0), mask=column < size)
+
+
+@triton.jit
+def _converged_kernel(
+    residual_ptr,  # [B, K, 2]
+    stop_ptr,  # int32
+    used_ptr,  # int64
+    num_images,
+    num_slots,
+    TOLERANCE: tl.constexpr,
+    BLOCK_IMAGES: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+):
+    """One program, unless it has stopped: counts the iteration, and stops if all images have converged."""
+    if tl.load(stop_ptr) != 0:
+        return
+    moving = tl.zeros([BLOCK_IMAGES], tl.int32)
+    for first_image in range(0, num_images, BLOCK_IMAGES):
+        image = first_image + tl.arange(0, BLOCK_IMAGES)
+        change = tl.zeros([BLOCK_IMAGES], residual_ptr.dtype.element_ty)
+        norm = tl.zeros([BLOCK_IMAGES], residual_ptr.dtype.element_ty)
+        for first_slot in range(0, num_slots, BLOCK_SLOTS):
+            slot = first_slot + tl.arange(0, BLOCK_SLOTS)
+            valid = (image < num_images)[:, None] & (slot < num_slots)[None, :]
+            at = (image.to(tl.int64)[:, None] * num_slots + slot[None, :]) * 2
+            change += tl.sum(tl.load(residual_ptr + at, mask=valid, other=0.0), 1)
+            norm += tl.sum(tl.load(residual_ptr + at + 1, mask=valid, other=0.0), 1)
+        still = tl.sqrt(change) < TOLERANCE * tl.sqrt(norm)  # false for NaN
+        moving += ((image < num_images) & (still == 0)).to(tl.int32)
+    tl.store(used_ptr, tl.load(used_ptr) + 1)
+    tl.store(stop_ptr, (tl.sum(moving, 0) == 0).to(tl.int32))
+
+
+def reduce_splits(partial: Tensor) -> Tensor:
+    """Sums ``[B, S, size]`` over the splits, always in the same order, to ``[B, 1, size]``."""
+    batch, splits, size = partial.shape
+    sums = partial.new_empty(batch, 1, size)
+    if sums.numel() == 0:
+        return sums
+    block = 128
+    column_blocks = triton.cdiv(size, block)
+    launch(
+        _reduce_splits_kernel,
+        (batch * column_blocks,),
+        partial,
+        sums,
+        splits,
+        size,
+        column_blocks,
+        BLOCK_SPLITS=16,
+        BLOCK_COLUMNS=block,
+        num_warps=4,
+    )
+    return sums
+
+
+def converged(
+    residual: Tensor, stop: Tensor, used: Tensor, sizes: Sizes, tolerance: float
+) -> None:
+    """Counts an iteration, and sets the flag if it moved the slots of no image by much.
+
+    Args:
+        residual: Of `update_slots`, ``[R, 2]``.
+        stop: int32 flag; set to 1 if ``‖new - slots‖ < tolerance ‖new‖`` for every image. Once it is set,
+            nothing is written.
+        used: int64, the number of iterations; 1 is added.
+        sizes: Of the call.
+        tolerance: Of the relative change.
+    """
+    if sizes.rows == 0:
+        return
+    launch(
+        _converged_kernel,
+        (1,),
+        residual,
+        stop,
+        used,
+        sizes.batch,
+        sizes.num_slots,
+        TOLERANCE=tolerance,
+        BLOCK_IMAGES=128,
+        BLOCK_SLOTS=16,
+        num_warps=4,
+    )

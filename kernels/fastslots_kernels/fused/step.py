@@ -1,0 +1,70 @@
+"""The object that prepares the fused steps of one call. Imports no Triton."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastslots_kernels.fused import ops
+from fastslots_kernels.fused.folded import fold
+from fastslots_kernels.fused.limits import tile_dtype
+from fastslots_kernels.weights import SlotAttentionWeights
+
+
+class FusedStep:
+    """Steps by the fused kernels; a tracked one keeps the inputs, the slots that entered it and K-sized sums.
+
+    Products run in the dtype of the inputs (under autocast, in its dtype), everything else in float32, or
+    float64 for float64. Products of float32 use TF32 where PyTorch is told to.
+
+    Arguments as in `fastslots_kernels.slot_attention`, already checked.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        weights: SlotAttentionWeights,
+        *,
+        num_heads: int,
+        epsilon: float,
+        mask: Tensor | None,
+        keep_sums: bool,
+    ) -> None:
+        self.inputs, self.mask, self.keep_sums = inputs, mask, keep_sums
+        self.weights = list(weights.named_tensors().values())
+        self.options = num_heads, float(epsilon), list(weights.norm_eps)
+        device = inputs.device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            self.folded = list(fold(weights, num_heads, tile_dtype(inputs)))
+
+    def __call__(self, slots: Tensor, *, return_attn: bool) -> tuple[Tensor, Tensor | None]:
+        """``[B, K, D]`` slots to the next ones, and the softmax ``[B, N, K]`` summed over heads."""
+        new, attn, _ = ops.step(
+            self.inputs,
+            slots,
+            self.mask,
+            self.weights,
+            self.folded,
+            *self.options,
+            return_attn,
+            self.keep_sums,
+        )
+        return new, attn if return_attn else None
+
+    def iterate(
+        self, slots: Tensor, num_iterations: int, tolerance: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """At least one iteration without a graph: float32 or float64 slots, and the iterations used."""
+        num_heads, epsilon, norm_eps = self.options
+        found, used = ops.iterate(
+            self.inputs.detach(),
+            slots.detach(),
+            self.mask,
+            self.folded,
+            num_heads,
+            num_iterations,
+            tolerance,
+            epsilon,
+            norm_eps,
+        )
+        return found, used

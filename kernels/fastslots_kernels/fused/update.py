@@ -1,0 +1,238 @@
+"""From the sums over the inputs to the next slots and their keys (kernels/README.md#without-projections)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fastslots_kernels.fused.folded import FoldedWeights
+from fastslots_kernels.fused.launch import launch
+from fastslots_kernels.fused.sizes import Sizes, padded
+from fastslots_kernels.fused.update_kernels import _gru_kernel, _keys_kernel, _update_kernel
+
+_BLOCK_ROWS = 16  # the fewest rows that matrix units take
+_SMALL_WEIGHTS = 128 * 1024  # bytes that one program reads in about the time of a second launch
+
+
+class Keys(NamedTuple):
+    """What the logits need of the slots: ``L = x̃ mᵀ + c``."""
+
+    m: Tensor  # [R, H C], tile dtype
+    c: Tensor  # [R, H]
+
+
+class Gates(NamedTuple):
+    """A GRU step with its intermediate values, all ``[R, D]``, and the means that entered it."""
+
+    reset: Tensor
+    keep: Tensor
+    new: Tensor
+    from_hidden: Tensor  # what the reset gate multiplies
+    output: Tensor
+    averaged: Tensor  # ū, [R, H C], tile dtype
+
+
+def make_keys(
+    slots: Tensor, keys: Keys, w: FoldedWeights, sizes: Sizes, norm_slots_eps: float, precision: str
+) -> None:
+    """Writes the keys of slots ``[R, D]`` to `keys`."""
+    if sizes.rows == 0:
+        return
+    launch(
+        _keys_kernel,
+        (_row_tiles(sizes),),
+        slots,
+        *keys,
+        *_key_weights(w),
+        sizes.rows,
+        **_constants(sizes, w, precision),
+        **_row_blocks(sizes, w),
+        NORM_EPS=norm_slots_eps,
+        num_warps=8,
+    )
+
+
+def update_slots(
+    sums: Tensor,
+    slots: Tensor,
+    new: Tensor,
+    scratch: Tensor,
+    keys: Keys | None,
+    w: FoldedWeights,
+    sizes: Sizes,
+    norm_eps: tuple[float, float, float],
+    precision: str,
+    *,
+    residual: Tensor | None = None,
+    stop: Tensor | None = None,
+    reduced: Tensor | None = None,
+) -> None:
+    """Writes the next slots to `new`, and their keys to `keys`.
+
+    Small weights take one launch, in which a program reads all of them for its rows. Others take two, of
+    which the first spreads the GRU's weights over programs.
+
+    Args:
+        sums: Of all splits, ``[B, S, sums_size]``, accumulator dtype like all but `keys.m`.
+        slots: The present slots, ``[R, D]``.
+        new: ``[R, D]``; may be `slots`.
+        scratch: ``[R, D]``, memory of its own.
+        keys: Those of the new slots, or None if nobody needs them.
+        w: The weights.
+        sizes: Of the call.
+        norm_eps: Of the LayerNorms of the inputs, of the slots, before the MLP.
+        precision: Of the products: ``"ieee"`` or ``"tf32"``.
+        residual: Receives ``Σ (new - slots)²`` and ``Σ new²`` of every row, ``[R, 2]``.
+        stop: int32 flag on the device: unless it is 0, nothing is written.
+        reduced: Receives the sums over all splits, ``[B, sums_size]``, but for the padding.
+    """
+    if sizes.rows == 0:
+        return
+    one_launch = _weight_bytes(w) <= _SMALL_WEIGHTS
+    if not one_launch:
+        _launch_gru(sums, slots, scratch, w, sizes, precision, stop=stop, reduced=reduced)
+    launch(
+        _update_kernel,
+        (_row_tiles(sizes),),
+        sums,
+        slots,
+        scratch,
+        _or_unused(reduced, slots),
+        *_gru_weights(w),
+        new,
+        _or_unused(residual, slots),
+        *_mlp_weights(w),
+        *(keys or (slots, slots)),
+        *_key_weights(w),
+        _or_unused(stop, slots),
+        sizes.rows,
+        sizes.num_slots,
+        sums.shape[1],
+        sizes.sums_size,
+        **_constants(sizes, w, precision),
+        **_gru_blocks(sizes, w),
+        **_row_blocks(sizes, w),
+        M=sizes.mlp_size,
+        NORM_SLOTS_EPS=norm_eps[1],
+        NORM_MLP_EPS=norm_eps[2],
+        RUN_GRU=one_launch,
+        HAS_STOP=stop is not None,
+        STORE_SUMS=reduced is not None,
+        RESIDUAL=residual is not None,
+        MAKE_KEYS=keys is not None,
+        num_warps=8,
+    )
+
+
+def recompute_gates(
+    sums: Tensor, slots: Tensor, w: FoldedWeights, sizes: Sizes, precision: str
+) -> Gates:
+    """The GRU of sums ``[B, 1, sums_size]`` and slots ``[R, D]`` with its intermediate values."""
+    gates = slots.new_empty(4, *slots.shape)
+    output = slots.new_empty(slots.shape)
+    averaged = w.values.new_empty(sizes.rows, sizes.width)
+    if sizes.rows > 0:
+        _launch_gru(sums, slots, output, w, sizes, precision, gates=gates, averaged=averaged)
+    return Gates(*gates.unbind(), output, averaged)
+
+
+def _launch_gru(
+    sums: Tensor,
+    slots: Tensor,
+    output: Tensor,
+    w: FoldedWeights,
+    sizes: Sizes,
+    precision: str,
+    *,
+    reduced: Tensor | None = None,
+    gates: Tensor | None = None,
+    averaged: Tensor | None = None,
+    stop: Tensor | None = None,
+) -> None:
+    blocks = _gru_blocks(sizes, w)
+    launch(
+        _gru_kernel,
+        (_row_tiles(sizes) * triton.cdiv(sizes.slot_size, blocks["BLOCK_D"]),),
+        sums,
+        slots,
+        output,
+        _or_unused(reduced, slots),
+        _or_unused(gates, slots),
+        _or_unused(averaged, slots),
+        *_gru_weights(w),
+        _or_unused(stop, slots),
+        sizes.rows,
+        sizes.num_slots,
+        sums.shape[1],
+        sizes.sums_size,
+        **_constants(sizes, w, precision),
+        **blocks,
+        HAS_STOP=stop is not None,
+        STORE_SUMS=reduced is not None,
+        STORE_GATES=gates is not None,
+        num_warps=4,
+    )
+
+
+def _gru_weights(w: FoldedWeights) -> tuple[Tensor, ...]:
+    return w.values, w.hidden, w.gru_bias_ih, w.gru_bias_hh, w.scale, w.shift
+
+
+def _mlp_weights(w: FoldedWeights) -> tuple[Tensor, ...]:
+    mlp = w.mlp_0, w.mlp_0_bias, w.mlp_2, w.mlp_2_bias
+    return w.norm_mlp_weight, w.norm_mlp_bias, *mlp
+
+
+def _key_weights(w: FoldedWeights) -> tuple[Tensor, ...]:
+    return w.keys, w.keys_bias, w.norm_slots_weight, w.norm_slots_bias
+
+
+def _weight_bytes(w: FoldedWeights) -> int:
+    matrices = w.keys, w.values, w.hidden, w.mlp_0, w.mlp_2
+    return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+
+
+def _or_unused(tensor: Tensor | None, unused: Tensor) -> Tensor:
+    """A pointer for an argument that the kernel does not read when `tensor` is None."""
+    return unused if tensor is None else tensor
+
+
+def _row_tiles(sizes: Sizes) -> int:
+    return triton.cdiv(sizes.rows, _BLOCK_ROWS)
+
+
+def _constants(sizes: Sizes, w: FoldedWeights, precision: str) -> dict[str, Any]:
+    """What every kernel of this file takes."""
+    return {
+        "C": sizes.input_size,
+        "D": sizes.slot_size,
+        "H": sizes.num_heads,
+        "BLOCK_ROWS": _BLOCK_ROWS,
+        "STAGES": _stages(padded(sizes.slot_size) * w.keys.dtype.itemsize, w.keys.dtype),
+        "PRECISION": precision,
+    }
+
+
+def _stages(row_bytes: int, dtype: torch.dtype) -> int:
+    """Tiles of a weight that are on their way at a time, as many as fit the shared memory."""
+    if dtype == torch.float64:
+        return 1
+    return 3 if row_bytes <= 1024 else 2
+
+
+def _gru_blocks(sizes: Sizes, w: FoldedWeights) -> dict[str, int]:
+    """Columns of one program, and how much of a sum over columns is done at a time: 128 bytes."""
+    return {
+        "BLOCK_D": min(32, padded(sizes.slot_size)),
+        "GRU_CHUNK": 128 // w.values.dtype.itemsize,
+    }
+
+
+def _row_blocks(sizes: Sizes, w: FoldedWeights) -> dict[str, int]:
+    """Tiles over whole rows of slots: those of the weights take 16 KiB, and 16 to 64 of the other size."""
+    columns = padded(sizes.slot_size)
+    chunk = 16 * 1024 // (columns * w.mlp_0.dtype.itemsize)
+    return {"PADDED_D": columns, "ROW_CHUNK": min(64, max(16, chunk))}

@@ -1,0 +1,272 @@
+"""The slot update's backward: launchers, and the gradients of all vectors of the weights at once.
+
+Gradients of matrices are left to the matrix library; both factors of each are returned.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fastslots_kernels.fused.folded import FoldedWeights
+from fastslots_kernels.fused.launch import launch
+from fastslots_kernels.fused.sizes import Sizes, padded
+from fastslots_kernels.fused.update import Gates
+from fastslots_kernels.fused.update_backward_kernels import (
+    _keys_backward_kernel,
+    _mlp_gru_backward_kernel,
+    _sums_backward_kernel,
+)
+
+_BLOCK_ROWS = 16
+
+
+class UpdateGradients(NamedTuple):
+    """What the slot update's backward leaves; sums and slots in the accumulator's dtype, the rest in the tiles'.
+
+    Gradients of the matrices: ``values``: ``d_input_gatesᵀ ū``, ``hidden``: ``d_hidden_gatesᵀ slots``,
+    ``mlp_0``: ``d_hiddenᵀ normed``, ``mlp_2``: ``d_newᵀ hidden``.
+    """
+
+    d_sums: Tensor  # [B, 1, sums_size], laid out like the sums; its padding is not written
+    d_slots: Tensor  # [R, D]: what reaches the old slots past the gates; `keys_backward` completes it
+    d_input_gates: Tensor  # [R, 3 D]
+    d_hidden_gates: Tensor  # [R, 3 D]
+    hidden: Tensor  # [R, M], after the ReLU
+    d_hidden: Tensor  # [R, M], before it
+    normed: Tensor  # [R, D]: what enters the MLP
+
+
+class KeyGradients(NamedTuple):
+    """Factors of the gradient of ``keys``, ``normedᵀ d_m``, in the tiles' dtype."""
+
+    d_m: Tensor  # [R, H C]
+    normed: Tensor  # [R, D]: the normalised slots, affine included
+
+
+def new_vectors(w: FoldedWeights, sizes: Sizes) -> Tensor:
+    """Memory for the gradients of all vectors, one row per tile of slots, ``[tiles, total]``.
+
+    The functions below fill all of it between them; `sum_vectors` reads it.
+    """
+    return w.scale.new_empty(-(-sizes.rows // _BLOCK_ROWS), sum(_widths(sizes).values()))
+
+
+def sum_vectors(vectors: Tensor, sizes: Sizes) -> dict[str, Tensor]:
+    """Gradients by the field names of `FoldedWeights`, in their shapes."""
+    widths = _widths(sizes)
+    parts = vectors.sum(0).split(list(widths.values()))
+    gradients = dict(zip(widths, parts, strict=True))
+    for name in ("scale", "shift"):
+        gradients[name] = gradients[name].view(sizes.num_heads, sizes.input_size).sum(0)
+    gradients["keys_bias"] = gradients["keys_bias"].view(sizes.slot_size, sizes.num_heads)
+    return gradients
+
+
+def update_backward(
+    d_new: Tensor,
+    slots: Tensor,
+    sums: Tensor,
+    gates: Gates,
+    w: FoldedWeights,
+    sizes: Sizes,
+    norm_mlp_eps: float,
+    precision: str,
+    vectors: Tensor,
+) -> UpdateGradients:
+    """From the gradient of the new slots to those of the sums and, in part, of the old slots.
+
+    Args:
+        d_new: ``[R, D]``, accumulator's dtype.
+        slots: The slots that entered the step, ``[R, D]``, accumulator's dtype.
+        sums: ``[B, 1, sums_size]``, accumulator's dtype.
+        gates: Of the forward.
+        w: Weights of the step.
+        sizes: Of the call.
+        norm_mlp_eps: Added to the variance of the slots before the MLP.
+        precision: ``"ieee"`` or ``"tf32"``, for products in float32.
+        vectors: Of `new_vectors`; all but the columns of `keys_backward` are filled.
+    """
+    gradients = _empty_update_gradients(w, sizes)
+    if sizes.rows == 0:
+        return gradients
+    first, constants = _first_columns(sizes), _constants(w, sizes, precision, vectors)
+    launch(
+        _mlp_gru_backward_kernel,
+        (vectors.shape[0],),
+        d_new,
+        slots,
+        gates.reset,
+        gates.keep,
+        gates.new,
+        gates.from_hidden,
+        gates.output,
+        w.mlp_0,
+        w.mlp_0_bias,
+        w.mlp_2,
+        w.norm_mlp_weight,
+        w.norm_mlp_bias,
+        gradients.hidden,
+        gradients.d_hidden,
+        gradients.normed,
+        gradients.d_input_gates,
+        gradients.d_hidden_gates,
+        gradients.d_slots,
+        vectors,
+        sizes.rows,
+        M=sizes.mlp_size,
+        FIRST=first["norm_mlp_weight"],
+        EPS=norm_mlp_eps,
+        BLOCK_D=padded(sizes.slot_size),
+        BLOCK_M=_chunk(sizes.mlp_size, sizes.slot_size, w),
+        num_warps=_num_warps(w, sizes, 256),
+        **constants,
+    )
+    launch(
+        _sums_backward_kernel,
+        (vectors.shape[0] * sizes.num_heads,),
+        gradients.d_input_gates,
+        w.values,
+        sums,
+        w.scale,
+        gradients.d_sums,
+        vectors,
+        sizes.rows,
+        sizes.num_slots,
+        sizes.sums_size,
+        C=sizes.input_size,
+        H=sizes.num_heads,
+        FIRST=first["scale"],
+        BLOCK_C=min(64, padded(sizes.input_size)),
+        BLOCK_GATES=_chunk(3 * sizes.slot_size, min(64, sizes.input_size), w),
+        num_warps=4,
+        **constants,
+    )
+    return gradients
+
+
+def no_update_gradients(w: FoldedWeights, sizes: Sizes, vectors: Tensor) -> UpdateGradients:
+    """In place of `update_backward` if no gradient reaches the new slots: zeros, also in `vectors`."""
+    gradients = _empty_update_gradients(w, sizes)
+    vectors[:, : _first_columns(sizes)["norm_slots_weight"]].zero_()
+    return UpdateGradients(*(gradient.zero_() for gradient in gradients))
+
+
+def keys_backward(
+    d_keys: Tensor,
+    slots: Tensor,
+    gradients: UpdateGradients,
+    w: FoldedWeights,
+    sizes: Sizes,
+    norm_slots_eps: float,
+    precision: str,
+    vectors: Tensor,
+) -> KeyGradients:
+    """From the gradients of the keys to the rest of that of the old slots, added to ``gradients.d_slots``.
+
+    Args:
+        d_keys: Of ``m`` and ``c``, laid out like the sums, ``[B, S, sums_size]``; their sum over S counts.
+        slots: As in `update_backward`.
+        gradients: Of `update_backward` or `no_update_gradients`.
+        w: Weights of the step.
+        sizes: Of the call.
+        norm_slots_eps: Added to the variance of the slots.
+        precision: As in `update_backward`.
+        vectors: Of `new_vectors`; the columns of the weights used here are filled.
+    """
+    d_m = w.keys.new_empty(sizes.rows, sizes.width)
+    normed = w.keys.new_empty(sizes.rows, sizes.slot_size)
+    if sizes.rows == 0:
+        return KeyGradients(d_m, normed)
+    first, constants = _first_columns(sizes), _constants(w, sizes, precision, vectors)
+    launch(
+        _keys_backward_kernel,
+        (vectors.shape[0],),
+        d_keys,
+        slots,
+        gradients.d_hidden_gates,
+        w.keys,
+        w.keys_bias,
+        w.hidden,
+        w.norm_slots_weight,
+        w.norm_slots_bias,
+        d_m,
+        normed,
+        gradients.d_slots,
+        vectors,
+        sizes.rows,
+        sizes.num_slots,
+        d_keys.shape[1],
+        sizes.sums_size,
+        W=sizes.width,
+        H=sizes.num_heads,
+        FIRST=first["norm_slots_weight"],
+        EPS=norm_slots_eps,
+        BLOCK_D=padded(sizes.slot_size),
+        BLOCK_W=_chunk(sizes.width, sizes.slot_size, w),
+        BLOCK_GATES=_chunk(3 * sizes.slot_size, sizes.slot_size, w),
+        num_warps=_num_warps(w, sizes, 1024),
+        **constants,
+    )
+    return KeyGradients(d_m, normed)
+
+
+def _widths(sizes: Sizes) -> dict[str, int]:
+    """Columns of `vectors` by field of `FoldedWeights`, in the order in which the kernels store them."""
+    d = sizes.slot_size
+    return {
+        "norm_mlp_weight": d,
+        "norm_mlp_bias": d,
+        "mlp_2_bias": d,
+        "gru_bias_ih": 3 * d,
+        "gru_bias_hh": 3 * d,
+        "mlp_0_bias": sizes.mlp_size,
+        "scale": sizes.width,
+        "shift": sizes.width,
+        "norm_slots_weight": d,
+        "norm_slots_bias": d,
+        "keys_bias": d * sizes.num_heads,
+    }
+
+
+def _first_columns(sizes: Sizes) -> dict[str, int]:
+    """First column of every field in `vectors`."""
+    widths = _widths(sizes)
+    return dict(zip(widths, accumulate(widths.values(), initial=0), strict=False))
+
+
+def _empty_update_gradients(w: FoldedWeights, sizes: Sizes) -> UpdateGradients:
+    rows, d, m = sizes.rows, sizes.slot_size, sizes.mlp_size
+    return UpdateGradients(
+        w.scale.new_empty(sizes.batch, 1, sizes.sums_size),
+        w.scale.new_empty(rows, d),
+        *(w.values.new_empty(rows, width) for width in (3 * d, 3 * d, m, m, d)),
+    )
+
+
+def _constants(
+    w: FoldedWeights, sizes: Sizes, precision: str, vectors: Tensor
+) -> dict[str, Any]:
+    """What all kernels take alike."""
+    row_bytes = padded(sizes.slot_size) * w.values.element_size()
+    return {
+        "D": sizes.slot_size,
+        "VECTORS": vectors.shape[1],
+        "PRECISION": precision,
+        "BLOCK_ROWS": _BLOCK_ROWS,
+        # Prefetched tiles of more than 16 rows of 1 KiB do not fit into shared memory.
+        "STAGES": 3 if row_bytes <= 1024 else 1,
+    }
+
+
+def _num_warps(w: FoldedWeights, sizes: Sizes, most: int) -> int:
+    """4 for rows of the accumulator of at most so many bytes, 8 for wider ones: so nothing spills."""
+    return 4 if padded(sizes.slot_size) * w.scale.element_size() <= most else 8
+
+
+def _chunk(size: int, columns: int, w: FoldedWeights) -> int:
+    """How much of `size` is done at a time: 16 KiB of a weight with so many columns, 16 to 64 of them."""
+    chunk = 2**14 // (padded(columns) * w.values.element_size())
+    return min(64, max(16, chunk), padded(size))

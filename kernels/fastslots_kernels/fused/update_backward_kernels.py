@@ -1,0 +1,275 @@
+"""Kernels of the slot update's backward: MLP and GRU, weighted mean, keys (see kernels/README.md).
+
+A program has a tile of rows (slots of the whole batch). Rows past the end repeat the last one with a gradient
+of 0, so that they add nothing to the sums over rows. Those sums, the gradients of vectors, are stored per tile.
+"""
+
+import triton
+import triton.language as tl
+
+from fastslots_kernels.fused.tiles import add_dot, layer_norm, layer_norm_backward
+from fastslots_kernels.fused.update_kernels import sum_splits
+
+
+@triton.jit
+def _mlp_gru_backward_kernel(
+    d_new_ptr,  # [R, D]
+    slots_ptr,  # [R, D]
+    reset_ptr,  # [R, D]
+    keep_ptr,  # [R, D]
+    new_ptr,  # [R, D]
+    from_hidden_ptr,  # [R, D]
+    output_ptr,  # [R, D]
+    mlp_0_ptr,  # [M, D]
+    mlp_0_bias_ptr,  # [M]
+    mlp_2_ptr,  # [D, M]
+    norm_weight_ptr,  # [D]
+    norm_bias_ptr,  # [D]
+    hidden_ptr,  # out [R, M]
+    d_hidden_ptr,  # out [R, M]
+    normed_ptr,  # out [R, D]
+    d_input_gates_ptr,  # out [R, 3 D]
+    d_hidden_gates_ptr,  # out [R, 3 D]
+    d_slots_ptr,  # out [R, D]
+    vectors_ptr,  # out [tiles, VECTORS], from column FIRST on
+    num_rows,  # R
+    D: tl.constexpr,
+    M: tl.constexpr,
+    VECTORS: tl.constexpr,
+    FIRST: tl.constexpr,
+    EPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Back through the MLP, its LayerNorm and the gates.
+
+    Vectors: norm_mlp_weight, norm_mlp_bias, mlp_2_bias, gru_bias_ih, gru_bias_hh, mlp_0_bias.
+    """
+    tile: tl.constexpr = mlp_0_ptr.dtype.element_ty
+    acc: tl.constexpr = slots_ptr.dtype.element_ty
+    pid = tl.program_id(0).to(tl.int64)
+    rows = pid * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = rows < num_rows
+    rows = tl.minimum(rows, num_rows - 1)
+    d = tl.arange(0, BLOCK_D)
+    columns = d < D
+    wide = columns[None, :]
+    valid = inside[:, None] & wide
+    at = rows[:, None] * D + d[None, :]
+    vectors = vectors_ptr + pid * VECTORS + FIRST
+
+    output = tl.load(output_ptr + at, mask=wide, other=0.0)
+    normed, rstd = layer_norm(output, wide, D, EPS)
+    norm_weight = tl.load(norm_weight_ptr + d, mask=columns, other=0.0)[None, :]
+    norm_bias = tl.load(norm_bias_ptr + d, mask=columns, other=0.0)[None, :]
+    mlp_in = (normed * norm_weight + norm_bias).to(tile)
+    d_new_tile = tl.load(d_new_ptr + at, mask=valid, other=0.0).to(tile)
+    tl.store(normed_ptr + at, mlp_in, mask=valid)
+
+    d_mlp_in = tl.zeros([BLOCK_ROWS, BLOCK_D], acc)
+    for first in tl.range(0, M, BLOCK_M, num_stages=STAGES):
+        m = first + tl.arange(0, BLOCK_M)
+        mlp_0_at = mlp_0_ptr + m[:, None] * D + d[None, :]
+        mlp_0 = tl.load(mlp_0_at, mask=(m < M)[:, None] & wide, other=0.0)
+        mlp_2_at = mlp_2_ptr + d[:, None] * M + m[None, :]
+        mlp_2 = tl.load(mlp_2_at, mask=columns[:, None] & (m < M)[None, :], other=0.0)
+        zeros = tl.zeros([BLOCK_ROWS, BLOCK_M], acc)
+        bias = tl.load(mlp_0_bias_ptr + m, mask=m < M, other=0.0)[None, :]
+        hidden = add_dot(zeros, mlp_in, tl.trans(mlp_0), PRECISION) + bias
+        d_hidden = add_dot(zeros, d_new_tile, mlp_2, PRECISION)
+        d_hidden = tl.where(hidden > 0, d_hidden, 0.0)
+        d_hidden_tile = d_hidden.to(tile)
+        d_mlp_in = add_dot(d_mlp_in, d_hidden_tile, mlp_0, PRECISION)
+        hidden_at = rows[:, None] * M + m[None, :]
+        stored = inside[:, None] & (m < M)[None, :]
+        tl.store(hidden_ptr + hidden_at, tl.maximum(hidden, 0.0).to(tile), mask=stored)
+        tl.store(d_hidden_ptr + hidden_at, d_hidden_tile, mask=stored)
+        tl.store(vectors + 9 * D + m, tl.sum(d_hidden, 0), mask=m < M)
+
+    d_new = tl.load(d_new_ptr + at, mask=valid, other=0.0)  # again: registers are scarce above
+    tl.store(vectors + d, tl.sum(d_mlp_in * normed, 0), mask=columns)
+    tl.store(vectors + D + d, tl.sum(d_mlp_in, 0), mask=columns)
+    tl.store(vectors + 2 * D + d, tl.sum(d_new, 0), mask=columns)
+    d_output = d_new + layer_norm_backward(d_mlp_in * norm_weight, normed, rstd, D)
+
+    slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
+    reset = tl.load(reset_ptr + at, mask=wide, other=0.0)
+    keep = tl.load(keep_ptr + at, mask=wide, other=0.0)
+    new = tl.load(new_ptr + at, mask=wide, other=0.0)
+    from_hidden = tl.load(from_hidden_ptr + at, mask=wide, other=0.0)
+    tl.store(d_slots_ptr + at, d_output * keep, mask=valid)
+    d_gate_new = d_output * (1 - keep) * (1 - new * new)
+    d_gate_keep = d_output * (slots - new) * keep * (1 - keep)
+    d_gate_reset = d_gate_new * from_hidden * reset * (1 - reset)
+    d_from_hidden = d_gate_new * reset
+
+    gates_at = rows[:, None] * (3 * D) + d[None, :]
+    reset_tile, keep_tile = d_gate_reset.to(tile), d_gate_keep.to(tile)
+    tl.store(d_input_gates_ptr + gates_at, reset_tile, mask=valid)
+    tl.store(d_input_gates_ptr + gates_at + D, keep_tile, mask=valid)
+    tl.store(d_input_gates_ptr + gates_at + 2 * D, d_gate_new.to(tile), mask=valid)
+    tl.store(d_hidden_gates_ptr + gates_at, reset_tile, mask=valid)
+    tl.store(d_hidden_gates_ptr + gates_at + D, keep_tile, mask=valid)
+    tl.store(d_hidden_gates_ptr + gates_at + 2 * D, d_from_hidden.to(tile), mask=valid)
+    sum_reset, sum_keep = tl.sum(d_gate_reset, 0), tl.sum(d_gate_keep, 0)
+    tl.store(vectors + 3 * D + d, sum_reset, mask=columns)
+    tl.store(vectors + 4 * D + d, sum_keep, mask=columns)
+    tl.store(vectors + 5 * D + d, tl.sum(d_gate_new, 0), mask=columns)
+    tl.store(vectors + 6 * D + d, sum_reset, mask=columns)
+    tl.store(vectors + 7 * D + d, sum_keep, mask=columns)
+    tl.store(vectors + 8 * D + d, tl.sum(d_from_hidden, 0), mask=columns)
+
+
+@triton.jit
+def _sums_backward_kernel(
+    d_input_gates_ptr,  # [R, 3 D]
+    values_ptr,  # [3 D, H C]
+    sums_ptr,  # [B, 1, sums_size]
+    scale_ptr,  # [C]
+    d_sums_ptr,  # out [B, 1, sums_size], but for its padding
+    vectors_ptr,  # out [tiles, VECTORS], from column FIRST on
+    num_rows,  # R
+    num_slots,  # K
+    sums_size,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    VECTORS: tl.constexpr,
+    FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_GATES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Back through the input gates' product and the weighted mean, for one head of a tile.
+
+    Vectors: scale and shift of every head.
+    """
+    acc: tl.constexpr = sums_ptr.dtype.element_ty
+    pid = (tl.program_id(0) // H).to(tl.int64)
+    head = tl.program_id(0) % H
+    rows = pid * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = rows < num_rows
+    rows = tl.minimum(rows, num_rows - 1)
+    image, slot = rows // num_slots, rows % num_slots
+    sums_at = image * sums_size + (slot * H + head) * C
+    total_at = image * sums_size + num_slots * H * C + slot * H + head
+    vectors = vectors_ptr + pid * VECTORS + FIRST + head * C
+    total = tl.load(sums_ptr + total_at)
+    filled = total != 0
+    inverse = tl.where(filled, 1 / tl.where(filled, total, 1.0), 0.0)[:, None]
+
+    d_total = tl.zeros([BLOCK_ROWS], acc)
+    for first in range(0, C, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        d_averaged = tl.zeros([BLOCK_ROWS, BLOCK_C], acc)
+        for first_gate in tl.range(0, 3 * D, BLOCK_GATES, num_stages=STAGES):
+            g = first_gate + tl.arange(0, BLOCK_GATES)
+            gates_at = d_input_gates_ptr + rows[:, None] * (3 * D) + g[None, :]
+            d_gates = tl.load(gates_at, mask=inside[:, None] & (g < 3 * D)[None, :], other=0.0)
+            values_at = values_ptr + g[:, None] * (H * C) + head * C + c[None, :]
+            values = tl.load(values_at, mask=(g < 3 * D)[:, None] & (c < C)[None, :], other=0.0)
+            d_averaged = add_dot(d_averaged, d_gates, values, PRECISION)
+        d_averaged = tl.where(filled[:, None], d_averaged, 0.0)
+
+        at = sums_at[:, None] + c[None, :]
+        mean = tl.load(sums_ptr + at, mask=(c < C)[None, :], other=0.0) * inverse
+        scale = tl.load(scale_ptr + c, mask=c < C, other=0.0)[None, :]
+        d_sums = d_averaged * scale * inverse
+        d_total -= tl.sum(d_sums * mean, 1)
+        tl.store(d_sums_ptr + at, d_sums, mask=inside[:, None] & (c < C)[None, :])
+        tl.store(vectors + c, tl.sum(d_averaged * mean, 0), mask=c < C)
+        tl.store(vectors + H * C + c, tl.sum(d_averaged, 0), mask=c < C)
+    tl.store(d_sums_ptr + total_at, d_total, mask=inside)
+
+
+@triton.jit
+def _keys_backward_kernel(
+    d_keys_ptr,  # [B, S, sums_size]: dm [K, H C], then dc [K, H]; their sum over S counts
+    slots_ptr,  # [R, D]
+    d_hidden_gates_ptr,  # [R, 3 D]
+    keys_ptr,  # [D, H C]
+    keys_bias_ptr,  # [D, H]
+    hidden_ptr,  # [3 D, D]
+    norm_weight_ptr,  # [D]
+    norm_bias_ptr,  # [D]
+    d_m_ptr,  # out [R, H C]
+    normed_ptr,  # out [R, D]
+    d_slots_ptr,  # in and out [R, D]
+    vectors_ptr,  # out [tiles, VECTORS], from column FIRST on
+    num_rows,  # R
+    num_slots,  # K
+    num_splits,  # S
+    sums_size,
+    W: tl.constexpr,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    VECTORS: tl.constexpr,
+    FIRST: tl.constexpr,
+    EPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_GATES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Back through the keys and the slots' LayerNorm; adds the GRU's product with the slots.
+
+    Vectors: norm_slots_weight, norm_slots_bias, keys_bias.
+    """
+    tile: tl.constexpr = keys_ptr.dtype.element_ty
+    acc: tl.constexpr = slots_ptr.dtype.element_ty
+    pid = tl.program_id(0).to(tl.int64)
+    rows = pid * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = rows < num_rows
+    rows = tl.minimum(rows, num_rows - 1)
+    d = tl.arange(0, BLOCK_D)
+    columns = d < D
+    wide = columns[None, :]
+    valid = inside[:, None] & wide
+    at = rows[:, None] * D + d[None, :]
+    image, slot = rows // num_slots, rows % num_slots
+    vectors = vectors_ptr + pid * VECTORS + FIRST
+
+    d_normed = tl.zeros([BLOCK_ROWS, BLOCK_D], acc)
+    m_at = d_keys_ptr + image * num_splits * sums_size + slot * W
+    for first in tl.range(0, W, BLOCK_W, num_stages=STAGES):
+        w = first + tl.arange(0, BLOCK_W)
+        keys_at = keys_ptr + d[:, None] * W + w[None, :]
+        keys = tl.load(keys_at, mask=columns[:, None] & (w < W)[None, :], other=0.0)
+        both = inside[:, None] & (w < W)[None, :]
+        d_m = sum_splits(m_at[:, None] + w[None, :], both, num_splits, sums_size).to(tile)
+        tl.store(d_m_ptr + rows[:, None] * W + w[None, :], d_m, mask=both)
+        d_normed = add_dot(d_normed, d_m, tl.trans(keys), PRECISION)
+
+    slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
+    plain, rstd = layer_norm(slots, wide, D, EPS)
+    norm_weight = tl.load(norm_weight_ptr + d, mask=columns, other=0.0)[None, :]
+    norm_bias = tl.load(norm_bias_ptr + d, mask=columns, other=0.0)[None, :]
+    normed = plain * norm_weight + norm_bias
+    tl.store(normed_ptr + at, normed.to(tile), mask=valid)
+    c_at = d_keys_ptr + image * num_splits * sums_size + num_slots * W + slot * H
+    for head in range(H):
+        d_c = sum_splits(c_at + head, inside, num_splits, sums_size)
+        keys_bias = tl.load(keys_bias_ptr + d * H + head, mask=columns, other=0.0)
+        d_normed += d_c[:, None] * keys_bias[None, :]
+        d_keys_bias = tl.sum(normed * d_c[:, None], 0)
+        tl.store(vectors + 2 * D + d * H + head, d_keys_bias, mask=columns)
+    tl.store(vectors + d, tl.sum(d_normed * plain, 0), mask=columns)
+    tl.store(vectors + D + d, tl.sum(d_normed, 0), mask=columns)
+
+    d_slots = tl.load(d_slots_ptr + at, mask=valid, other=0.0)
+    d_slots += layer_norm_backward(d_normed * norm_weight, plain, rstd, D)
+    for first in tl.range(0, 3 * D, BLOCK_GATES, num_stages=STAGES):
+        g = first + tl.arange(0, BLOCK_GATES)
+        gates_at = d_hidden_gates_ptr + rows[:, None] * (3 * D) + g[None, :]
+        d_gates = tl.load(gates_at, mask=inside[:, None] & (g < 3 * D)[None, :], other=0.0)
+        hidden_at = hidden_ptr + g[:, None] * D + d[None, :]
+        hidden = tl.load(hidden_at, mask=(g < 3 * D)[:, None] & wide, other=0.0)
+        d_slots = add_dot(d_slots, d_gates, hidden, PRECISION)
+    tl.store(d_slots_ptr + at, d_slots, mask=valid)
