@@ -1,0 +1,242 @@
+"""The fused kernels as operators: registration, memory, layouts. What they compute: test_backends."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from fastslots import SlotAttention
+from fastslots.benchmark.memory import memory_use
+from fastslots_kernels import SlotAttentionWeights, resolve_backend
+from fastslots_kernels.fused import forward, limits, ops
+from fastslots_kernels.fused.folded import fold
+from tests.kernels.cases import (
+    Case,
+    assert_equal_in_float64,
+    assert_within_budget,
+    make_problem,
+    run,
+)
+
+CPU = torch.device("cpu")
+
+
+def operator_arguments(masked: bool, requires_grad: bool) -> tuple[list[Any], list[Any], list[Any]]:
+    """Arguments of the three operators."""
+    problem = make_problem(Case(masked=masked))
+    weights = SlotAttentionWeights.from_module(problem.module)
+    folded = [t.detach() for t in fold(weights, 2, torch.float64)]
+    tensors = [t.detach().clone() for t in weights.named_tensors().values()]
+    inputs, slots, eps = problem.inputs.nan_to_num(0.0), problem.slots, list(weights.norm_eps)
+    for tensor in (inputs, slots, *tensors):
+        tensor.requires_grad_(requires_grad)
+    iterate = [inputs, slots, problem.mask, folded, 2, 2, 0.1, 1e-8, eps]
+    step = [inputs, slots, problem.mask, tensors, folded, 2, 1e-8, eps, True, True]
+    d = problem.d_slots, problem.d_attn
+    backward = [inputs, slots, problem.mask, tensors, None, *d, torch.float64, 2, 1e-8, eps, True]
+    return iterate, step, backward
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # read by opcheck itself
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_operators_are_registered_as_pytorch_wants_them(requires_grad: bool) -> None:
+    iterate, step, backward = operator_arguments(requires_grad, requires_grad)
+    torch.library.opcheck(ops.step, step)
+    if not requires_grad:  # the other two are called without a graph alone
+        torch.library.opcheck(ops.iterate, iterate)
+        torch.library.opcheck(ops.step_backward, backward)
+
+
+def kept_bytes(module: SlotAttention, inputs: Tensor, slots: Tensor, num_iterations: int) -> int:
+    def forward() -> Any:
+        outputs = module(inputs, slots, num_iterations=num_iterations)
+        gc.collect()  # the interpreter leaves cycles behind that hold the tensors of a launch
+        return outputs
+
+    return memory_use(forward, lambda outputs: None, CPU).kept_bytes
+
+
+def test_an_implicit_step_keeps_little_and_the_same_for_any_number_of_iterations() -> None:
+    module = SlotAttention(1, 12, 192, 192, 192, backend="triton")
+    inputs, slots = torch.randn(1, 1024, 192, requires_grad=True), torch.randn(1, 12, 192)
+    kept = [kept_bytes(module, inputs, slots, iterations) for iterations in (1, 4)]
+    assert kept[0] == kept[1]
+    assert 0 < kept[0] <= 0.15 * inputs.numel() * inputs.element_size()
+
+
+def test_an_unrolled_step_keeps_the_slots_alone() -> None:
+    module = SlotAttention(1, 5, 12, 8, 8, gradient="unrolled", backend="triton")
+    inputs, slots = torch.randn(1, 9, 12, requires_grad=True), torch.randn(1, 5, 8)
+    kept = [kept_bytes(module, inputs, slots, iterations) for iterations in (1, 2, 3, 4)]
+    # An operator's empty outputs, attention and sums, take no bytes.
+    assert [b - a for a, b in pairwise(kept[1:])] == [5 * 8 * 4] * 2
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory that nobody has written is NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_reads_nothing_that_it_has_not_written(gradient: str, dtype: torch.dtype) -> None:
+    options = {"num_heads": 3, "gradient": gradient, "num_iterations": 2}
+    problem = make_problem(Case(n=37, c=19, d=21, k=3, m=17, masked=True, options=options), dtype)
+    assert all(value.isfinite().all() for value in run(problem, "triton").values())
+
+
+def test_many_splits_of_the_inputs_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(Case(b=1, n=290, masked=True))
+    few = run(problem, "triton")
+    monkeypatch.setattr(forward, "_num_processors", lambda device: 64)
+    weights = SlotAttentionWeights.from_module(problem.module)
+    call = ops._call(  # as the operators make it
+        problem.inputs, problem.slots, None, fold(weights, 1, torch.float64), 1, 0.0, [0.0] * 3
+    )
+    assert call.splits() > forward._MOST_SPLITS_READ
+    assert_equal_in_float64(run(problem, "triton"), few)
+
+
+@pytest.mark.parametrize("iterations", [2, 6])
+def test_inputs_normalised_once_stay_within_the_budget(iterations: int) -> None:
+    assert forward.normalizes_once(torch.float32, torch.float16, iterations) == (iterations == 6)
+    case = Case(n=100, c=24, d=16, k=5, masked=True, options={"num_iterations": iterations})
+    problem = make_problem(case, torch.float32)
+    oracle = run(problem.to(torch.float64), "reference")
+    with torch.autocast("cpu", torch.float16):
+        actual, eager = run(problem, "triton"), run(problem, "reference")
+    assert_within_budget(actual, eager, oracle, torch.float16)
+
+
+def test_inputs_with_channels_first_need_no_copy_and_get_a_gradient_alike() -> None:
+    problem = make_problem(Case(n=40))
+    expected = run(problem, "triton")
+    problem.inputs = problem.inputs.mT.contiguous().mT
+    inputs = problem.inputs.clone().requires_grad_()
+    assert inputs.stride() == (400, 1, 40)
+    assert_equal_in_float64(run(problem, "triton"), expected)
+    step_arguments = operator_arguments(False, False)[2]
+    step_arguments[0] = step_arguments[0].mT.contiguous().mT
+    assert ops.step_backward(*step_arguments)[0].stride() == step_arguments[0].stride()
+
+
+def test_offsets_beyond_two_to_the_31_are_right() -> None:
+    problem = make_problem(Case(), torch.float16)
+    expected = run(problem, "triton")
+    far = 2**31 + 8
+    # Memory that nobody touches costs nothing.
+    memory = torch.empty(far + 13 * 10, dtype=torch.float16)
+    inputs = memory.as_strided((2, 13, 10), (far, 10, 1))
+    inputs.copy_(problem.inputs)
+    results = []
+    for x in (problem.inputs, inputs):
+        arguments = operator_arguments(False, False)[2]
+        arguments = [t.half() if isinstance(t, Tensor) else t for t in arguments]
+        arguments[3] = [t.half() for t in arguments[3]]
+        arguments[0], arguments[7] = x, torch.float16
+        results.append(ops.step_backward(*arguments))
+    for near, distant in zip(*results, strict=True):
+        torch.testing.assert_close(distant, near, rtol=0, atol=0)
+    problem.inputs = inputs
+    weights = SlotAttentionWeights.from_module(problem.module)
+    folded = list(fold(weights, 1, torch.float16))
+    found, _ = ops.iterate(inputs, problem.slots, None, folded, 1, 4, None, 1e-8, [1e-5] * 3)
+    torch.testing.assert_close(found.half(), expected["slots"], rtol=0, atol=2e-3)
+
+
+def test_a_gradient_scaler_finds_the_same_step() -> None:
+    torch.manual_seed(0)
+    module = SlotAttention(2, 4, 16, 16, 16, backend="triton")
+    inputs, slots = torch.randn(2, 30, 16), torch.randn(2, 4, 16)
+    grads = []
+    for scale in (1.0, 2.0**10):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+        with torch.autocast("cpu", torch.float16):
+            new, _ = module(inputs, slots)
+        optimizer.zero_grad()
+        scaler.scale(new.square().sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        grads.append(module.project_v.weight.grad.clone())
+    assert grads[0].abs().max() > 0
+    torch.testing.assert_close(*grads, rtol=2e-2, atol=1e-3 * float(grads[0].abs().max()))
+
+
+def test_works_under_data_parallel_training() -> None:
+    module = SlotAttention(2, 3, 10, 8, 6, backend="triton").double()
+    inputs, slots = torch.randn(2, 13, 10).double(), torch.randn(2, 3, 8).double()
+    module(inputs, slots)[0].sum().backward()
+    alone = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        DistributedDataParallel(module)(inputs, slots)[0].sum().backward()
+    finally:
+        dist.destroy_process_group()
+    for parameter, grad in zip(module.parameters(), alone, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+
+
+def resolve(b: int = 1, n: int = 4, c: int = 8, k: int = 2, d: int = 8, heads: int = 1) -> str:
+    module = SlotAttention(1, k, c, d, 8, heads)
+    weights = SlotAttentionWeights.from_module(module)
+    inputs, slots = torch.zeros(b, n, c), torch.zeros(b, k, d)
+    with pytest.raises(RuntimeError) as error:
+        resolve_backend("triton", inputs, slots, weights, heads)
+    resolved = resolve_backend("auto", inputs, slots, weights, heads)
+    assert resolved.name == "torch"
+    assert resolved.reason.removeprefix("the fused kernels cannot run: ") in str(error.value)
+    return resolved.reason
+
+
+def test_limits_name_the_rule_and_the_value() -> None:
+    assert "heads times slots must be at most 64; got 66" in resolve(k=33, heads=2)
+    assert "input width must be at most 256 with 64 heads times slots; got 257" in resolve(
+        k=64, c=257
+    )
+    assert "slot width must be at most 512; got 513" in resolve(d=513)
+
+
+def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_INSTALLED", False)
+    assert "triton is not installed" in resolve()
+
+
+def test_cpu_tensors_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "need CUDA tensors, or TRITON_INTERPRET=1 for CPU tensors; got CPU tensors" in resolve()
+
+
+def test_a_machine_without_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device, and TRITON_INTERPRET=1 is not set" in resolve()
+
+
+def test_the_interpreter_refuses_bfloat16() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "computes bfloat16 wrongly" in resolve()
+
+
+def test_auto_on_a_cpu_is_the_plain_form_even_with_the_interpreter() -> None:
+    problem = make_problem(Case(), torch.float32)
+    weights = SlotAttentionWeights.from_module(problem.module)
+    name, reason = resolve_backend("auto", problem.inputs, problem.slots, weights)
+    assert name == "torch"
+    assert "interpreted" in reason
+    assert resolve_backend("auto").name == "torch"
