@@ -8,18 +8,12 @@ import sys
 PROBE = """
 import sys
 
-class Forbid:
-    allowed = {"torch", "einops"}
-    def find_spec(self, name, path=None, target=None):
-        top = name.partition(".")[0]
-        if top in FORBIDDEN:
-            raise ImportError(f"{name} must not be needed")
-
 FORBIDDEN = {"triton", "torchvision", "PIL", "matplotlib", "typer", "rich", "safetensors", "fiftyone",
              "accelerate", "tensorboard", "scipy", "pynvml", "pytest"}
 import torch, einops
+for name in FORBIDDEN:
+    sys.modules.setdefault(name)  # None: as if it were not installed
 loaded = set(sys.modules)
-sys.meta_path.insert(0, Forbid())
 import fastslots
 module = fastslots.SlotAttention(2, 3, 8, 8, 8)
 slots, attn = module(torch.randn(1, 5, 8), fastslots.SlotInit(3, 8)(1))

@@ -98,14 +98,14 @@ def test_a_wrong_type_is_named(changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_backend_that_cannot_run_says_why() -> None:
-    with pytest.raises(RuntimeError, match=r"backend 'triton' cannot run: .* no fused kernels yet"):
-        call(backend="triton")
+    slots, weights = torch.zeros(2, 70, 8), make_problem(Case(), torch.float32).module
+    with pytest.raises(RuntimeError, match=r"backend 'triton' cannot run: .*at most 64; got 70"):
+        call(slots=slots, weights=SlotAttentionWeights.from_module(weights), backend="triton")
 
 
-def test_auto_is_resolved_with_a_reason() -> None:
-    name, reason = resolve_backend("auto")
-    assert name == "torch"
-    assert "no fused kernels" in reason
+def test_backends_asked_for_by_name_are_taken() -> None:
+    for backend in ("torch", "reference"):
+        assert resolve_backend(backend) == (backend, "asked for by name")
 
 
 def test_a_misshaped_weight_is_named() -> None:

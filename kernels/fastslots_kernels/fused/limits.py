@@ -75,6 +75,9 @@ def _why_not_sizes(virtual: int, input_size: int, slot_size: int) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
 def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
+
+
+# What torch.compiler.assume_constant_result does; that would import the compiler, which takes seconds.
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
