@@ -1,8 +1,10 @@
-"""Speed and memory of the torch backend against the usual form: what README claims for two CPU cores.
+"""Speed and memory against the usual forms: what README claims for two CPU cores and for a GPU.
 
-    python -m pytest benchmarks/bench_slot_attention.py
+    python -m pytest benchmarks/bench_slot_attention.py                # writes results/cpu-targets.json
+    python -m pytest benchmarks/bench_slot_attention.py -m gpu         # the parts of the core suite
 
-Writes benchmarks/results/cpu-targets.json. Needs a quiet machine and takes some minutes.
+Needs a quiet machine and takes some minutes. The files of the GPU's parts come from
+``fastslots benchmark suite``.
 """
 # ruff: noqa: D103 - tests say what they do in their names
 
@@ -11,14 +13,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastslots.benchmark import Call, Problem, Provider, check_call, preset, run_benchmark
+from fastslots.benchmark import (
+    PARTS,
+    Call,
+    Problem,
+    Provider,
+    check_call,
+    choose_parts,
+    growth,
+    preset,
+    run_benchmark,
+)
+from fastslots.benchmark.precision import matmul_precision
 
 RESULTS = Path(__file__).parent / "results" / "cpu-targets.json"
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PROVIDERS = [Provider("reference", "implicit"), Provider("torch", "implicit")]
 # Forward and backward of `reference` divided by those of `torch`, by case and iterations.
 LEAST_SPEEDUPS = {("tokens-256", 7): 1.7, ("tokens-1024", 7): 2.0, ("features-16384", 3): 2.5}
 MOST_KEPT_OF_INPUTS = 0.2
+# Of the implicit gradient after 127 iterations, relative to that after one.
+MOST_PEAK, MOST_BACKWARD = 1.01, 1.05
+GPU_PROVIDERS = [
+    Provider(backend, gradient, graphed=graphed)
+    for gradient in ("no-grad", "implicit")
+    for backend in ("reference", "torch", "triton")
+    for graphed in (False, True)
+]
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +67,35 @@ def test_forward_and_backward(benchmark, case, provider):
     call = Call(provider, Problem.make(case, CPU), max(n for n in case.iterations if n <= 7))
     check_call(Call(provider, call.problem, 1))
     benchmark(call.run)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(
+    "part", [part for part in choose_parts() if part.name.startswith("flat")], ids=lambda p: p.name
+)
+def test_the_implicit_gradient_costs_the_same_after_any_number_of_iterations(part):
+    grown = {found.many.provider: found for found in growth(part.measure(CUDA))}
+    assert grown["triton"].peak <= MOST_PEAK
+    assert grown["triton"].backward <= MOST_BACKWARD
+    assert grown["triton + graph"].backward <= MOST_BACKWARD
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("provider", GPU_PROVIDERS, ids=lambda p: f"{p.gradient}, {p.label}")
+@pytest.mark.parametrize("name", ["slate128-bf16", "clevr-bf16"])
+def test_on_a_gpu(benchmark, name, provider):
+    case = PARTS[name].case
+    with matmul_precision(case.precision):
+        call = Call(provider, Problem.make(case, CUDA), max(case.focus))
+        check_call(Call(provider, call.problem, 1))
+        if provider.graphed:
+            call.capture(torch.cuda.graph_pool_handle())
+        call.run()
+
+        def run():
+            call.run()
+            torch.cuda.synchronize()
+
+        benchmark(run)

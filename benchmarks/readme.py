@@ -3,9 +3,12 @@
     python benchmarks/readme.py [--check]
 
 What stands between ``<!-- benchmark:NAME -->`` and ``<!-- /benchmark -->`` is replaced by the tables of
-benchmarks/results/NAME.json. ``<!-- benchmark:NAME iterations=1,7,63 -->`` shows these rows alone. Cases
-that show at least three numbers of iterations get a plot of all, which is drawn again. In the same way
-``<!-- slate-steps:NAME -->`` to ``<!-- /slate-steps -->`` get the tables and the plot of training steps.
+benchmarks/results/NAME.json; NAME may lie in a folder, as h200/clevr-bf16.
+``<!-- benchmark:NAME iterations=1,7,63 -->`` shows these rows alone. Cases that show at least three numbers
+of iterations get a plot of all, which is drawn again. In the same way ``<!-- slate-steps:NAME -->`` to
+``<!-- /slate-steps -->`` get the tables and the plot of training steps, and
+``<!-- speed-ups:FOLDER -->`` to ``<!-- /speed-ups -->`` those of all parts of a suite in
+benchmarks/results/FOLDER (`iterations=7` for those of 7 iterations; by default of 3 and 7).
 ``--check`` writes nothing and fails if README.md is not up to date.
 """
 
@@ -18,14 +21,19 @@ from fastslots.benchmark import (
     Results,
     StepResults,
     markdown,
+    merged,
     plot_case,
+    plot_speedups,
     plot_steps,
+    speedup_markdown,
+    speedups,
     step_markdown,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("benchmark", "slate-steps", "speed-ups")
 BLOCK = re.compile(
-    r"(?P<start><!-- (?P<kind>benchmark|slate-steps):(?P<name>[\w-]+)"
+    rf"(?P<start><!-- (?P<kind>{'|'.join(KINDS)}):(?P<name>[\w/-]+)"
     r"(?: iterations=(?P<iterations>[\d,]+))? -->\n).*?(?P<end><!-- /(?P=kind) -->)",
     re.S,
 )
@@ -43,7 +51,7 @@ def filled(readme: str, results: Path, *, draw: bool) -> str:
         OSError: If a block's file cannot be read, or a plot not be written.
         ValueError: If a block's file is no results file, or a marker stands without the other.
     """
-    for kind in ("benchmark", "slate-steps"):
+    for kind in KINDS:
         blocks = [match for match in BLOCK.finditer(readme) if match["kind"] == kind]
         if len(re.findall(f"<!-- /?{kind}", readme)) != 2 * len(blocks):
             raise ValueError(
@@ -52,29 +60,46 @@ def filled(readme: str, results: Path, *, draw: bool) -> str:
 
     def block(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.json"
+        counts = [int(count) for count in (match["iterations"] or "").split(",") if count]
         if match["kind"] == "slate-steps":
             parts = _step_parts(path, draw)
+        elif match["kind"] == "speed-ups":
+            parts = _speedup_parts(path.with_suffix(""), results, counts or [3, 7], draw)
         else:
-            counts = match["iterations"]
-            parts = _parts(
-                path, [int(count) for count in counts.split(",")] if counts else None, draw
-            )
+            parts = _parts(path, results, counts or None, draw)
         return match["start"] + "\n" + "\n\n".join(parts) + "\n\n" + match["end"]
 
     return BLOCK.sub(block, readme)
 
 
-def _parts(path: Path, shown: list[int] | None, draw: bool) -> list[str]:
+def _parts(path: Path, results: Path, shown: list[int] | None, draw: bool) -> list[str]:
     found = Results.load(path)
     parts = [markdown(found, shown)]
     for case, rows in found.cases().items():
         present = {row.iterations for row in rows}
         if len(present if shown is None else present & set(shown)) >= 3:
+            picture = path.with_name(f"{case}.png")
             if draw:
-                plot_case(found, case, path.with_name(f"{case}.png"))
+                plot_case(found, case, picture)
             alt = f"Time and memory against the number of iterations: {case}"
-            parts.insert(0, f"![{alt}](benchmarks/results/{case}.png)")
+            parts.insert(0, _image(alt, picture, results))
     return parts
+
+
+def _speedup_parts(folder: Path, results: Path, shown: list[int], draw: bool) -> list[str]:
+    found = merged(Results.load(path) for path in sorted(folder.glob("*.json")))
+    parts = [speedup_markdown(found, shown)]
+    if speedups(found):
+        picture = folder / "speed-ups.png"
+        if draw:
+            plot_speedups(found, picture)
+        alt = "Speed-ups over the usual forms, and the share of a copy's bandwidth"
+        parts.insert(0, _image(alt, picture, results))
+    return parts
+
+
+def _image(alt: str, picture: Path, results: Path) -> str:
+    return f"![{alt}](benchmarks/results/{picture.relative_to(results).as_posix()})"
 
 
 def _step_parts(path: Path, draw: bool) -> list[str]:

@@ -26,6 +26,7 @@ from fastslots.benchmark import (
     memory_use,
     plot_case,
     preset,
+    providers,
     result_tables,
     run_benchmark,
     runner,
@@ -210,23 +211,25 @@ def no_triton(backend):
 
 
 def test_lists_a_backend_that_cannot_run_with_its_reason(monkeypatch):
-    monkeypatch.setattr(cases, "resolve_backend", no_triton)
-    providers, skipped = choose_providers(CPU, compiled=False)
-    assert [p.backend for p in providers] == ["reference", "reference", "torch", "torch"]
+    monkeypatch.setattr(providers, "resolve_backend", no_triton)
+    chosen, skipped = choose_providers(CPU, compiled=False)
+    assert [p.backend for p in chosen] == ["reference", "reference", "torch", "torch"]
     assert [(s.provider, s.reason) for s in skipped] == [
         ("triton", "backend 'triton' cannot run: no GPU")
     ]
 
 
 def test_a_backend_asked_for_by_name_that_cannot_run_is_an_error(monkeypatch):
-    monkeypatch.setattr(cases, "resolve_backend", no_triton)
+    monkeypatch.setattr(providers, "resolve_backend", no_triton)
     with pytest.raises(RuntimeError, match="no GPU"):
         choose_providers(CPU, ["triton"])
 
 
 def test_interpreted_kernels_are_not_measured(monkeypatch):
-    monkeypatch.setattr(cases, "resolve_backend", lambda name: ResolvedBackend(name, "interpreter"))
-    with pytest.raises(ValueError, match="'triton' cannot be measured on a CPU"):
+    monkeypatch.setattr(
+        providers, "resolve_backend", lambda name: ResolvedBackend(name, "interpreter")
+    )
+    with pytest.raises(RuntimeError, match="'triton' cannot be measured on a CPU"):
         choose_providers(CPU, ["triton"])
     assert [s.provider for s in choose_providers(CPU)[1]] == ["triton"]
 
@@ -306,7 +309,7 @@ def test_compiles_a_graph_for_every_number_of_iterations(monkeypatch):
     monkeypatch.setattr(
         torch,
         "compile",
-        lambda function, mode, **options: compile_(function, backend="eager", **options),
+        lambda function, **options: compile_(function, backend="eager", **options),
     )
     compiled = Provider("reference", "implicit", compiled=True)
     with torch._dynamo.config.patch(recompile_limit=1):  # the default is 8: this is faster

@@ -4,11 +4,12 @@ The one place that does: commands, suites and README use it.
 """
 
 from fastslots.benchmark.calls import Call, IncorrectResultError, Problem, check_call
-from fastslots.benchmark.cases import PRESETS, Case, Provider, Skipped, choose_providers, preset
+from fastslots.benchmark.cases import PRESETS, Case, Skipped, preset
 from fastslots.benchmark.constant_memory import constant_memory_table, measure_constant_memory
 from fastslots.benchmark.environment import describe_environment
 from fastslots.benchmark.memory import MemoryUse, memory_use
 from fastslots.benchmark.plot import plot_case
+from fastslots.benchmark.providers import Provider, choose_providers
 from fastslots.benchmark.report import markdown, result_tables
 from fastslots.benchmark.results import Results, Row
 from fastslots.benchmark.runner import run_benchmark
@@ -25,14 +26,20 @@ from fastslots.benchmark.slate_report import step_markdown, step_tables
 from fastslots.benchmark.slate_results import StepResults, StepRow
 from fastslots.benchmark.slate_runner import run_step_benchmark
 from fastslots.benchmark.slate_step import Step
+from fastslots.benchmark.speedups import growth, merged, speedup_markdown, speedups
+from fastslots.benchmark.speedups_plot import plot_speedups
+from fastslots.benchmark.suites import PARTS, SUITES, Part, choose_parts, is_measured
 
 __all__ = [
     "BASELINE",
+    "PARTS",
     "PRESETS",
+    "SUITES",
     "Call",
     "Case",
     "IncorrectResultError",
     "MemoryUse",
+    "Part",
     "Problem",
     "Provider",
     "Results",
@@ -45,19 +52,26 @@ __all__ = [
     "StepRow",
     "check_against_public",
     "check_call",
+    "choose_parts",
     "choose_providers",
     "choose_step_providers",
     "constant_memory_table",
     "describe_environment",
+    "growth",
+    "is_measured",
     "markdown",
     "measure_constant_memory",
     "memory_use",
+    "merged",
     "plot_case",
+    "plot_speedups",
     "plot_steps",
     "preset",
     "result_tables",
     "run_benchmark",
     "run_step_benchmark",
+    "speedup_markdown",
+    "speedups",
     "step_cases",
     "step_markdown",
     "step_tables",

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastslots.benchmark.cases import DTYPES, Case, Provider
+from fastslots.benchmark.cases import DTYPES, Case
+from fastslots.benchmark.graphs import Graphs, Tensors
+from fastslots.benchmark.package import PACKAGE, PackageModel
+from fastslots.benchmark.precision import autocast, products_dtype
+from fastslots.benchmark.providers import Provider
 from fastslots.slot_attention import SlotAttention
 from fastslots_kernels import SlotAttentionWeights, slot_attention
+from fastslots_kernels.accuracy import compare, largest
 
 # Untrained steps amplify rounding, until only luck would be compared: of 160 correct float32 problems none
 # breaks the rule below at 3 iterations, 4 do at 7. The loop is the same for all counts.
 MOST_ITERATIONS_CHECKED = 3
 
-Outputs = tuple[Tensor, Tensor | None, Tensor]
+BY_ORACLE, BY_RUNNING = "float64 reference", "runs: shape, finite numbers"
 
 
 class IncorrectResultError(RuntimeError):
@@ -32,6 +38,7 @@ class Problem:
     weights: SlotAttentionWeights
     grad_slots: Tensor
     num_heads: int
+    precision: str = "ieee"
 
     @classmethod
     def make(cls, case: Case, device: torch.device, seed: int = 0) -> Problem:
@@ -51,12 +58,11 @@ class Problem:
             slots = torch.randn(case.batch, case.num_slots, case.slot_size)
             grad = torch.randn_like(slots)
         weights = SlotAttentionWeights.from_module(module.to(device))
-        return cls(
-            inputs.to(device), slots.to(device), weights, grad.to(device), case.num_heads
-        ).to(dtype)
+        tensors = inputs.to(device), slots.to(device), weights, grad.to(device)
+        return cls(*tensors, case.num_heads, case.precision).to(dtype)
 
     def to(self, dtype: torch.dtype) -> Problem:
-        """The same numbers, rounded to the dtype, as new leaves."""
+        """The same numbers, rounded to the dtype, as new leaves; products in the precision of float32."""
         tensors = [_leaf(tensor, dtype) for tensor in self.weights.named_tensors().values()]
         return Problem(
             _leaf(self.inputs, dtype),
@@ -64,6 +70,7 @@ class Problem:
             SlotAttentionWeights.from_tensors(tensors, self.weights.norm_eps),
             self.grad_slots.to(dtype),
             self.num_heads,
+            self.precision if dtype == torch.float32 else "ieee",
         )
 
     @property
@@ -76,40 +83,69 @@ class Call:
     """The forward and backward of one provider at one number of iterations.
 
     Args:
-        provider: How to compute.
+        provider: How to compute. If `graphed`, that is done from `capture` on.
         problem: On what.
         iterations: T.
+
+    Raises:
+        ValueError: If the provider has no model of these sizes.
     """
 
     def __init__(self, provider: Provider, problem: Problem, iterations: int) -> None:
         self.provider, self.problem, self.iterations = provider, problem, iterations
         self.device = problem.inputs.device
-        self.uses_cuda_graphs = provider.compiled and self.device.type == "cuda"
-        self._function: Callable[[], Outputs] = self._slot_attention
-        if provider.compiled:
-            mode = "reduce-overhead" if self.uses_cuda_graphs else "default"
-            self._function = torch.compile(
-                self._slot_attention, fullgraph=True, dynamic=False, mode=mode
+        self.leaves = problem.leaves
+        self.graphs: Graphs | None = None
+        self._function: Callable[[], Tensors] = self._slot_attention
+        if provider.backend == PACKAGE:
+            mlp_size = problem.weights.mlp_0_bias.shape[0]
+            self._function = model = PackageModel(
+                problem.inputs, problem.slots, mlp_size, problem.num_heads, iterations
             )
+            self.leaves = model.leaves
+        if provider.compiled:
+            self._function = torch.compile(self._function, fullgraph=True, dynamic=False)
 
-    def forward(self) -> Outputs:
-        """Slots, attention, and the number of iterations."""
-        if self.uses_cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return self._function()
+    def capture(self, pool: Any) -> None:
+        """Captures CUDA graphs in a pool of memory; forward and backward replay them from then on.
 
-    def backward(self, outputs: Outputs) -> tuple[Tensor | None, ...]:
-        """Gradients of inputs, slots and weights for a fixed gradient of the slots."""
-        return torch.autograd.grad(
-            outputs[0], self.problem.leaves, self.problem.grad_slots, allow_unused=True
+        Raises:
+            RuntimeError: If that cannot be done.
+        """
+        self.graphs = Graphs(
+            self.compute, self.differentiate if self.provider.has_backward else None, pool
         )
 
-    def run(self) -> tuple[Outputs, tuple[Tensor | None, ...]]:
+    def forward(self) -> Tensors:
+        """Slots, attention, and the number of iterations."""
+        return self.compute() if self.graphs is None else self.graphs.forward()
+
+    def backward(self, outputs: Tensors) -> Tensors:
+        """Gradients of the leaves for a fixed gradient of the slots; empty for "no-grad"."""
+        if not self.provider.has_backward:
+            return ()
+        return self.differentiate(outputs) if self.graphs is None else self.graphs.backward()
+
+    def run(self) -> tuple[Tensors, Tensors]:
         """Both."""
         outputs = self.forward()
         return outputs, self.backward(outputs)
 
-    def _slot_attention(self) -> Outputs:
+    def compute(self) -> Tensors:
+        """The forward, never as a graph."""
+        with (
+            torch.set_grad_enabled(self.provider.has_backward),
+            autocast(self.problem.precision, self.device),
+        ):
+            return self._function()
+
+    def differentiate(self, outputs: Tensors) -> Tensors:
+        """The backward, never as a graph."""
+        slots: Any = outputs[0]
+        grad = self.problem.grad_slots.to(slots.dtype)
+        return torch.autograd.grad(slots, self.leaves, grad, allow_unused=True)
+
+    def _slot_attention(self) -> Tensors:
         problem = self.problem
         return slot_attention(
             problem.inputs,
@@ -118,47 +154,71 @@ class Call:
             num_iterations=self.iterations,
             num_heads=problem.num_heads,
             gradient="neumann" if self.provider.gradient == "implicit" else "unrolled",
+            return_attn=self.provider.has_backward,
             backend=self.provider.backend,
         )
 
 
-def check_call(call: Call) -> None:
+def check_call(call: Call) -> str:
     """Compares outputs and gradients with the float64 reference on the same rounded tensors.
 
-    For every tensor, the greatest error may be twice that of the reference in the call's dtype plus
-    ``eps * s``; in float64 it may be ``1e-9 * s``. s is the largest entry, of that output, or of all
-    gradients (some are zero in exact arithmetic).
+    The rule is that of `fastslots_kernels.accuracy.compare`, with the eps of the products. The package of
+    PyPI has parameters of its own: only that it runs is checked.
+
+    Returns:
+        How it was checked: `BY_ORACLE` or `BY_RUNNING`.
 
     Raises:
-        IncorrectResultError: If it is greater.
+        IncorrectResultError: If the error is greater, or something is not finite.
     """
-    usual, dtype = Provider("reference", call.provider.gradient), call.problem.inputs.dtype
-    oracle = _results(Call(usual, call.problem.to(torch.float64), call.iterations))
-    eager = _results(Call(usual, call.problem, call.iterations))
-    actual = _results(call)
-    largest_grad = max(oracle[name].abs().max() for name in oracle if name.startswith("gradient"))
-    for name, exact in oracle.items():
-        scale = largest_grad if name.startswith("gradient") else exact.abs().max()
-        if dtype == torch.float64:
-            bound = 1e-9 * scale
-        else:
-            bound = 2 * (eager[name] - exact).abs().max() + torch.finfo(dtype).eps * scale
-        error = (actual[name] - exact).abs().max()
-        if not error <= bound:
-            raise IncorrectResultError(
-                f"{call.provider.label} ({call.provider.gradient}, {call.iterations} iterations, "
-                f"{dtype}): {name} is off by {error:.3g}; at most {bound:.3g} is rounding. "
-                "Nothing was measured"
-            )
+    if call.provider.backend == PACKAGE:
+        return _check_runs(call)
+    usual, problem = Provider("reference", call.provider.gradient), call.problem
+    oracle, oracle_grads = _results(Call(usual, problem.to(torch.float64), call.iterations))
+    eager, eager_grads = _results(Call(usual, problem, call.iterations))
+    actual, grads = _results(call)
+    dtype = products_dtype(problem.precision, problem.inputs.dtype)
+    found = compare(actual, eager, oracle, dtype)
+    found += compare(grads, eager_grads, oracle_grads, dtype, scale=largest(*oracle_grads.values()))
+    for name, error, _, _, bound in (one for one in found if not one.ok):
+        raise IncorrectResultError(
+            f"{_description(call)}: {name} is off by {error:.3g}; at most {bound:.3g} is rounding. "
+            "Nothing was measured"
+        )
+    return BY_ORACLE
 
 
-def _results(call: Call) -> dict[str, Tensor]:
+def _check_runs(call: Call) -> str:
+    outputs, grads = _results(call)
+    wrong = [name for name, tensor in (outputs | grads).items() if not tensor.isfinite().all()]
+    if wrong or outputs["slots"].shape != call.problem.slots.shape:
+        raise IncorrectResultError(
+            f"{_description(call)}: slots have shape {list(outputs['slots'].shape)}, not finite are {wrong}. "
+            "Nothing was measured"
+        )
+    return BY_RUNNING
+
+
+def _results(call: Call) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outputs and gradients by name, in float64."""
     (slots, attn, _), grads = call.run()
-    names = ("inputs", "slots", *call.problem.weights.named_tensors())
-    found = {"slots": slots, "attn": attn}
-    found |= {f"gradient of {name}": grad for name, grad in zip(names, grads, strict=True)}
-    return {name: t.detach().double() for name, t in found.items() if t is not None}
+    names: list[str] = ["inputs", "slots", *call.problem.weights.named_tensors()]
+    if call.provider.backend == PACKAGE:
+        names = [str(index) for index in range(len(grads))]
+    by_name = {f"gradient of {name}": grad for name, grad in zip(names, grads, strict=False)}
+    return _in_float64({"slots": slots, "attn": attn}), _in_float64(by_name)
+
+
+def _in_float64(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: t.detach().double() for name, t in tensors.items() if t is not None}
+
+
+def _description(call: Call) -> str:
+    precision = "" if call.problem.precision == "ieee" else f", {call.problem.precision}"
+    return (
+        f"{call.provider.label} ({call.provider.gradient}, {call.iterations} iterations, "
+        f"{call.problem.inputs.dtype}{precision})"
+    )
 
 
 def _leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:

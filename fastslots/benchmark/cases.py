@@ -1,18 +1,17 @@
-"""What is measured: shapes by name, and ways to compute them."""
+"""What is measured: shapes by name."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fastslots_kernels import resolve_backend
-
-DEFAULT_ITERATIONS = (1, 3, 7, 15, 31, 63)
+DEFAULT_ITERATIONS = (1, 3, 7, 15, 31, 63, 127)
 DTYPES = {str(t)[6:]: t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
-BACKENDS = ("reference", "torch", "triton")
+# "ieee": products in the tensors' dtype, tf32 off. "tf32": float32 products rounded to tf32. "bf16":
+# bfloat16 autocast around float32 tensors.
+PRECISIONS = ("ieee", "tf32", "bf16")
 GRADIENTS = ("unrolled", "implicit")
 
 
@@ -36,9 +35,13 @@ class Case:
         num_heads: H, which divides D.
         dtype: A key of `DTYPES`, for inputs, slots and weights.
         iterations: T, each measured.
+        precision: Of `PRECISIONS`; "tf32" and "bf16" need dtype float32.
+        focus: Those of `iterations` at which compiled providers, and energy, are measured too.
+            Default: all.
 
     Raises:
-        ValueError: If a number is no positive int, heads do not divide D, or dtype is unknown.
+        ValueError: If a number is no positive int, heads do not divide D, a name is unknown, or precision
+            and dtype do not go together.
     """
 
     name: str
@@ -51,10 +54,16 @@ class Case:
     num_heads: int = 1
     dtype: str = "float32"
     iterations: tuple[int, ...] = DEFAULT_ITERATIONS
+    precision: str = "ieee"
+    focus: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {tuple(DTYPES)}; got {self.dtype!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}; got {self.precision!r}")
+        if self.precision != "ieee" and self.dtype != "float32":
+            raise ValueError(f"precision {self.precision!r} needs dtype float32; got {self.dtype}")
         for name, size in self.sizes.items():
             if not is_count(size):
                 raise ValueError(f"{name} must be a positive int; got {size!r}")
@@ -64,6 +73,10 @@ class Case:
             )
         if not self.iterations or not all(map(is_count, self.iterations)):
             raise ValueError(f"iterations must be positive ints; got {self.iterations!r}")
+
+    def focuses_on(self, iterations: int) -> bool:
+        """Whether compiled providers and energy are measured at this number of iterations."""
+        return self.focus is None or iterations in self.focus
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -85,27 +98,6 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Provider:
-    """One way to compute a case.
-
-    Args:
-        backend: Of `BACKENDS`.
-        gradient: Of `GRADIENTS`. "unrolled": T tracked iterations. "implicit": T iterations without a
-            graph, then a tracked one (``gradient="neumann"`` with one term).
-        compiled: Under torch.compile.
-    """
-
-    backend: str
-    gradient: str
-    compiled: bool = False
-
-    @property
-    def label(self) -> str:
-        """Backend and compiler: "torch", "reference + compile"."""
-        return self.backend + (" + compile" if self.compiled else "")
-
-
-@dataclass(frozen=True)
 class Skipped:
     """What was not measured, and why. None: all values of that field."""
 
@@ -117,7 +109,8 @@ class Skipped:
 
 
 # slate*: field sizes of SLATE at 64, 96 and 128 pixels. clevr: slot attention on 128 x 128 features.
-# dinosaur: DINOSAUR on ViT features. cpu-targets: what CHANGELOG and README claim for two cores.
+# dinosaur*: DINOSAUR on ViT features, with 11 or 24 slots. long: as many inputs as a video has. cpu-targets:
+# what CHANGELOG and README claim for two cores.
 PRESETS: dict[str, tuple[Case, ...]] = {
     "small": (Case("small", 16, 256, 192, 6, 192, 192),),
     "slate64": (Case("slate64", 50, 256, 192, 6, 192, 192),),
@@ -125,6 +118,8 @@ PRESETS: dict[str, tuple[Case, ...]] = {
     "slate128": (Case("slate128", 50, 1024, 192, 12, 192, 192),),
     "clevr": (Case("clevr", 64, 16_384, 64, 11, 64, 128),),
     "dinosaur": (Case("dinosaur", 64, 1369, 256, 11, 256, 1024),),
+    "dinosaur24": (Case("dinosaur24", 64, 1369, 256, 24, 256, 1024),),
+    "long": (Case("long", 1, 2**20, 64, 16, 64, 64),),
     "cpu-targets": (
         Case("tokens-256", 16, 256, 192, 6, 192, 192, iterations=(7,)),
         Case("tokens-1024", 8, 1024, 192, 12, 192, 192, iterations=(1, 7, 64)),
@@ -142,47 +137,6 @@ def preset(name: str) -> tuple[Case, ...]:
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {tuple(PRESETS)}; got {name!r}")
     return PRESETS[name]
-
-
-def choose_providers(
-    device: torch.device,
-    backends: Sequence[str] | None = None,
-    gradients: Sequence[str] = GRADIENTS,
-    compiled: bool = True,
-) -> tuple[list[Provider], list[Skipped]]:
-    """The ways to compute that can run, and those that cannot.
-
-    Args:
-        device: Where to run.
-        backends: By name. Default: all, those that cannot run being skipped.
-        gradients: By name.
-        compiled: Whether to add torch.compile of the reference.
-
-    Raises:
-        ValueError: If a backend or gradient is unknown or none is given, or a backend asked for by
-            name has no speed to measure on the device.
-        RuntimeError: If a backend asked for by name cannot run.
-    """
-    check_names("backend", backends, BACKENDS)
-    check_names("gradient", gradients, GRADIENTS)
-    providers, skipped = [], []
-    for backend in backends or BACKENDS:
-        try:
-            resolve_backend(backend)
-            if backend == "triton" and device.type == "cpu":
-                raise ValueError(
-                    "backend 'triton' cannot be measured on a CPU: "
-                    f"TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET', '')} shows results, not speed"
-                )
-        except (RuntimeError, ValueError) as error:
-            if backends is not None:
-                raise
-            skipped.append(Skipped(backend, str(error)))
-            continue
-        providers += [Provider(backend, gradient) for gradient in gradients]
-    if compiled:
-        providers += [Provider("reference", gradient, compiled=True) for gradient in gradients]
-    return providers, skipped
 
 
 def check_names(what: str, names: Sequence[str] | None, valid: tuple[str, ...]) -> None:

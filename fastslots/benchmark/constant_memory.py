@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastslots._extras import require
-from fastslots.benchmark.cases import GRADIENTS, Case, Provider
-from fastslots.benchmark.report import digits, mib
+from fastslots.benchmark.cases import GRADIENTS, Case
+from fastslots.benchmark.providers import Provider, why_not
+from fastslots.benchmark.report import mib, number
 from fastslots.benchmark.results import Results, Row
 from fastslots.benchmark.runner import run_benchmark
-from fastslots_kernels import resolve_backend
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,15 +22,17 @@ CONSTANT_MEMORY = Case("constant memory", 8, 256, 192, 6, 192, 192, iterations=(
 def measure_constant_memory(
     device: torch.device, case: Case = CONSTANT_MEMORY, time_limit_s: float = 4.0
 ) -> Results:
-    """Measures eager `reference` and the backend that "auto" chooses, unrolled and implicit.
+    """Measures eager `reference` and the fastest backend of the device, unrolled and implicit.
 
     Args:
         device: Where. On two CPU cores it takes about 10 s.
         case: What.
         time_limit_s: See `run_benchmark`.
     """
-    backends = dict.fromkeys(("reference", resolve_backend("auto").name))
-    providers = [Provider(backend, gradient) for backend in backends for gradient in GRADIENTS]
+    ours = "triton" if why_not(Provider("triton", "implicit"), device) is None else "torch"
+    providers = [
+        Provider(backend, gradient) for backend in ("reference", ours) for gradient in GRADIENTS
+    ]
     return run_benchmark([case], providers, device, repeats=5, time_limit_s=time_limit_s)
 
 
@@ -51,6 +53,6 @@ def constant_memory_table(results: Results) -> Table:
             table.add_column(f"{what}\nT = {count}", justify="right")
     for (backend, gradient), rows in by_provider.items():
         kept = [mib(row.kept_bytes) for row in rows]
-        times = [digits(row.backward_ms_p50) for row in rows]
+        times = [number(row.backward_ms_p50) for row in rows]
         table.add_row(gradient, backend, *kept, *times)
     return table

@@ -32,7 +32,7 @@ class Environment(TypedDict):
 def describe_environment(device: torch.device) -> Environment:
     """What runs where, now."""
     cpu = _cpu_model()
-    commit, dirty = _checkout()
+    commit, dirty = checkout()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cpu": cpu,
@@ -66,7 +66,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _checkout() -> tuple[str | None, bool | None]:
+def checkout() -> tuple[str | None, bool | None]:
     """Commit of the checkout that tracks this package, and whether its sources differ from it."""
     package = Path(fastslots.__file__).parent
     # An installed copy may lie in someone else's checkout, under .venv: there it is not tracked.

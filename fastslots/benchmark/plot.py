@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastslots._extras import require
 from fastslots.benchmark.report import case_title, environment_line
@@ -15,14 +15,11 @@ from fastslots.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Two colours of Okabe and Ito's colour-blind-safe palette: the gradient. Marker and dashes: the backend.
-COLOURS = {"unrolled": "#D55E00", "implicit": "#0072B2"}
-STYLES = {
-    "reference": ("o", "-"),
-    "torch": ("s", "-"),
-    "triton": ("^", "-"),
-    "reference + compile": ("x", (0, (4, 2))),
-}
+# Colours of Okabe and Ito's colour-blind-safe palette: the gradient. Marker: the backend. Dashes: compiled
+# or replayed.
+COLOURS = {"unrolled": "#D55E00", "implicit": "#0072B2", "no-grad": "#009E73"}
+MARKERS = {"reference": "o", "torch": "s", "triton": "^", "slot-attention": "D"}
+COMPILED_DASHES, GRAPHED_DASHES = (0, (4, 2)), (0, (1, 1))
 # Column, its unit, and the growth that Table 1 claims for a vanilla and an implicit backward.
 PANELS = (
     ("forward_ms_p50", 1.0, "Forward time, ms", "O(T) both"),
@@ -49,6 +46,7 @@ def plot_case(results: Results, case: str, path: Path) -> None:
     rows = results.cases().get(case)
     if not rows:
         raise ValueError(f"case must be one of {tuple(results.cases())}; got {case!r}")
+    rows = _worth_a_line(rows)
     backend = require("matplotlib.backends.backend_agg", "benchmark")
     figure = require("matplotlib.figure", "benchmark").Figure(figsize=(11, 8), layout="constrained")
     backend.FigureCanvasAgg(figure)
@@ -65,24 +63,33 @@ def plot_case(results: Results, case: str, path: Path) -> None:
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
 
 
+def _worth_a_line(rows: Sequence[Row]) -> list[Row]:
+    """Leaves out what would crowd the picture: forwards alone, and graphs of what is also drawn eager.
+
+    The fused kernels are drawn both ways. Where nothing is left, all are drawn.
+    """
+    drawn = [
+        row
+        for row in rows
+        if row.gradient != "no-grad"
+        and (row.compiled or row.backend == "triton" or not row.graphed)
+    ]
+    return drawn or list(rows)
+
+
 def _draw_panel(axes: Axes, rows: Sequence[Row], column: str, unit: float) -> None:
     series: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    styles: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         value = getattr(row, column)
         if value is not None:
-            series.setdefault((row.gradient, row.provider), []).append(
-                (row.iterations, value / unit)
-            )
-    for (gradient, provider), points in series.items():
-        marker, dashes = STYLES[provider]
-        axes.plot(
-            *zip(*points, strict=True),
-            color=COLOURS[gradient],
-            marker=marker,
-            linestyle=dashes,
-            linewidth=1.6,
-            markersize=5,
-        )
+            line = row.gradient, row.provider
+            series.setdefault(line, []).append((row.iterations, value / unit))
+            styles[line] = {"color": COLOURS[row.gradient], "marker": MARKERS[row.backend]}
+            if row.compiled or row.graphed:
+                styles[line]["linestyle"] = COMPILED_DASHES if row.compiled else GRAPHED_DASHES
+    for line, points in series.items():
+        axes.plot(*zip(*points, strict=True), linewidth=1.6, markersize=5, **styles[line])
     counts = sorted({row.iterations for row in rows})
     axes.set_xscale("log")
     axes.set_yscale("log")

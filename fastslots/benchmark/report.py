@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastslots._extras import require
+from fastslots.benchmark.calls import BY_RUNNING
 from fastslots.benchmark.cases import Skipped
 from fastslots.benchmark.results import Results, Row
 from fastslots.benchmark.results_file import ResultsFile
@@ -14,29 +15,27 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MIB = 2**20
-HEADINGS = (
-    "backend",
-    "gradient",
-    "T",
-    "forward ms",
-    "backward ms",
-    "both ms (p20 to p80)",
-    "kept MiB",
-    "kept / inputs",
-    "peak MiB",
-    "speed-up",
-)
 LEGEND = (
     "Times are medians. unrolled: T tracked iterations; implicit: T iterations without a graph, then one "
     "tracked. kept: alive after the forward beyond inputs and weights; peak: of forward and backward. "
     "speed-up: of forward and backward against eager `reference`, same gradient and T, timed in turns."
 )
+NO_GRAD = "no-grad: T iterations without a graph, nothing else."
+GPU_LEGEND = (
+    "launches / T: kernels that a further iteration of the forward launches. forward GB/s: the inputs once "
+    "as they are and once per step in the type of the products, over the forward's time; in brackets its "
+    "share of the bandwidth of a copy. J: of forward and backward, by the driver's counter."
+)
+OWN_PARAMETERS = (
+    "slot-attention of PyPI has parameters of its own: that it runs is all that was checked."
+)
+Column = tuple[str, Callable[[Row], str]]
 
 
 def result_tables(results: Results) -> list[Table]:
     """One rich table per case."""
     return [
-        terminal_table(case_title(rows[0]), HEADINGS, map(_cells, rows), num_left=2)
+        terminal_table(case_title(rows[0]), *_headings_and_cells(rows, rows), num_left=2)
         for rows in results.cases().values()
     ]
 
@@ -65,11 +64,23 @@ def markdown(results: Results, iterations: Sequence[int] | None = None) -> str:
     for rows in results.cases().values():
         shown = [row for row in rows if iterations is None or row.iterations in iterations]
         if shown:
-            body = markdown_table(HEADINGS, map(_cells, shown), num_left=2)
+            body = markdown_table(*_headings_and_cells(rows, shown), num_left=2)
             parts.append(f"**{case_title(rows[0])}**\n\n{body}")
     if results.skipped:
         parts.append("\n".join(f"- {line}" for line in skipped_lines(results.skipped)))
-    return "\n\n".join([*parts, LEGEND, environment_line(results)])
+    return "\n\n".join([*parts, legend(results), environment_line(results)])
+
+
+def legend(results: Results) -> str:
+    """What the columns and names of these results mean."""
+    rows = results.rows
+    parts = [
+        (LEGEND, True),
+        (NO_GRAD, any(row.gradient == "no-grad" for row in rows)),
+        (GPU_LEGEND, any(row.copy_gb_s is not None for row in rows)),
+        (OWN_PARAMETERS, any(row.check == BY_RUNNING for row in rows)),
+    ]
+    return " ".join(text for text, applies in parts if applies)
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int) -> str:
@@ -79,11 +90,12 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, nu
 
 
 def case_title(row: Row) -> str:
-    """Name, shape and dtype of a row's case."""
+    """Name, shape, dtype and precision of a row's case."""
     heads = f", H {row.num_heads}" if row.num_heads > 1 else ""
+    precision = {"ieee": "", "tf32": ", tf32 products", "bf16": ", bf16 autocast"}[row.precision]
     return (
         f"{row.case}: B {row.batch}, N {row.num_inputs}, C {row.input_size}, K {row.num_slots}, "
-        f"D {row.slot_size}, MLP {row.mlp_hidden_size}{heads}, {row.dtype}"
+        f"D {row.slot_size}, MLP {row.mlp_hidden_size}{heads}, {row.dtype}{precision}"
     )
 
 
@@ -125,17 +137,50 @@ def digits(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def number(value: float | None) -> str:
+    """As `digits`, or a dash."""
+    return "-" if value is None else digits(value)
+
+
+def _spread(row: Row) -> str:
     spread = f"({digits(row.both_ms_p20)} to {digits(row.both_ms_p80)})"
-    return (
-        row.provider,
-        row.gradient,
-        str(row.iterations),
-        digits(row.forward_ms_p50),
-        digits(row.backward_ms_p50),
-        f"{digits(row.both_ms_p50)} {spread}",
-        mib(row.kept_bytes),
-        "-" if row.kept_bytes is None else f"{row.kept_bytes / row.input_bytes:.2f}",
-        mib(row.peak_bytes),
-        "-" if row.speedup is None else f"{row.speedup:.2f}x",
-    )
+    return f"{digits(row.both_ms_p50)} {spread}"
+
+
+def _bandwidth(row: Row) -> str:
+    if row.forward_gb_s is None or row.copy_gb_s is None:
+        return "-"
+    return f"{row.forward_gb_s:.0f} ({row.forward_gb_s / row.copy_gb_s:.0%})"
+
+
+_COLUMNS: tuple[Column, ...] = (
+    ("backend", lambda row: row.provider),
+    ("gradient", lambda row: row.gradient),
+    ("T", lambda row: str(row.iterations)),
+    ("forward ms", lambda row: digits(row.forward_ms_p50)),
+    ("backward ms", lambda row: number(row.backward_ms_p50)),
+    ("both ms (p20 to p80)", _spread),
+    ("kept MiB", lambda row: mib(row.kept_bytes)),
+    (
+        "kept / inputs",
+        lambda row: "-" if row.kept_bytes is None else f"{row.kept_bytes / row.input_bytes:.2f}",
+    ),
+    ("peak MiB", lambda row: mib(row.peak_bytes)),
+    ("speed-up", lambda row: "-" if row.speedup is None else f"{row.speedup:.2f}x"),
+)
+_GPU_COLUMNS: tuple[Column, ...] = (
+    ("launches / T", lambda row: number(row.launches_per_iteration)),
+    ("forward GB/s", _bandwidth),
+    ("J", lambda row: number(row.joules)),
+)
+
+
+def _headings_and_cells(
+    rows: Sequence[Row], shown: Sequence[Row]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Of a case's rows that are shown; what only a GPU has stands there if one of them has it."""
+    used = [column for column in _GPU_COLUMNS if any(column[1](row) != "-" for row in rows)]
+    columns = (*_COLUMNS, *used)
+    return tuple(name for name, _ in columns), [
+        tuple(cell(r) for _, cell in columns) for r in shown
+    ]

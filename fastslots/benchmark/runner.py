@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from functools import partial
 
 import torch
 
-from fastslots.benchmark.calls import MOST_ITERATIONS_CHECKED, Call, Problem, check_call
-from fastslots.benchmark.cases import Case, Provider, Skipped
-from fastslots.benchmark.compile_budget import CompileBudget
+from fastslots.benchmark.bandwidth import copy_gb_s, least_bytes
+from fastslots.benchmark.calls import Call
+from fastslots.benchmark.cases import Case, Skipped
+from fastslots.benchmark.energy import Counter, energy_counter, joules_per_run
 from fastslots.benchmark.environment import describe_environment
 from fastslots.benchmark.memory import MemoryUse, memory_use
-from fastslots.benchmark.results import Results, Row
+from fastslots.benchmark.precision import matmul_precision
+from fastslots.benchmark.prepare import Prepared, Progress, prepare_case
+from fastslots.benchmark.providers import Provider
+from fastslots.benchmark.results import Measured, Results, Row
 from fastslots.benchmark.timing import Times, time_in_turns
-
-MOST_GRAPHS = 256  # more than all numbers of iterations of all cases together
-
-Progress = Callable[[str], None]
 
 
 def run_benchmark(
@@ -31,12 +30,13 @@ def run_benchmark(
     repeats: int = 20,
     time_limit_s: float = 20.0,
     compile_limit_s: float = math.inf,
+    energy_s: float = 0.0,
     progress: Progress = lambda _: None,
 ) -> Results:
     """Measures cases, each provider at each number of iterations, all in turns.
 
     Results are compared with the float64 reference before anything is timed; what cannot be compiled or
-    does not fit the GPU's memory is left out and its reason recorded.
+    captured, or does not fit the GPU's memory, is left out and its reason recorded.
 
     Args:
         cases: What to measure.
@@ -48,117 +48,89 @@ def run_benchmark(
         compile_limit_s: Per case, compile nothing that would take compilation beyond this many seconds,
             judging by what came before: few iterations come first. The first one, which also loads the
             compiler, does not count.
+        energy_s: On CUDA, run every call for this many seconds to measure its energy.
         progress: Called with what is done next.
 
     Raises:
         IncorrectResultError: If a provider's results are wrong.
         ValueError: If repeats is less than 3 or a limit is negative.
     """
-    check_limits(repeats, time_limit_s, compile_limit_s)
+    check_limits(
+        repeats, time_limit_s=time_limit_s, compile_limit_s=compile_limit_s, energy_s=energy_s
+    )
     rows, left_out = [], list(skipped)
+    copies = copy_gb_s(device)
+    counter = energy_counter(device) if energy_s > 0 else None
     for case in cases:
-        calls, reasons = _prepare_all(case, providers, device, compile_limit_s, progress)
-        left_out += reasons
-        memory = []
-        for call in calls:
-            progress(f"memory of {case.name}: {call.provider.label}, T = {call.iterations}")
-            memory.append(_memory(call, device))
-        progress(f"timing {case.name}")
-        rows += _rows(case, calls, memory, time_in_turns(calls, repeats, time_limit_s))
+        with matmul_precision(case.precision):
+            prepared = prepare_case(case, providers, device, compile_limit_s, progress)
+            left_out += prepared.left_out
+            memory = []
+            for call in prepared.calls:
+                progress(f"memory of {case.name}: {call.provider.label}, T = {call.iterations}")
+                memory.append(_memory(call, device))
+            progress(f"timing {case.name}")
+            times = time_in_turns(prepared.calls, repeats, time_limit_s)
+            progress(f"energy of {case.name}")
+            joules = [
+                _joules(case, call, series, counter, energy_s)
+                for call, series in zip(prepared.calls, times, strict=True)
+            ]
+            rows += _rows(case, prepared, memory, times, joules, copies)
     return Results(describe_environment(device), rows, left_out)
-
-
-def _prepare_all(
-    case: Case,
-    providers: Sequence[Provider],
-    device: torch.device,
-    compile_limit_s: float,
-    progress: Progress,
-) -> tuple[list[Call], list[Skipped]]:
-    """The calls of a case that can run, checked and warm, and what was left out."""
-    problem, budget = Problem.make(case, device), CompileBudget(compile_limit_s)
-    calls: list[Call] = []
-    left_out: list[Skipped] = []
-    checked: set[tuple[Provider, int]] = set()
-    for iterations in sorted(set(case.iterations)):
-        for provider in providers:
-            progress(
-                f"checking {case.name}: {provider.label}, {provider.gradient}, T = {iterations}"
-            )
-            call = Call(provider, problem, iterations)
-            reason = _prepare(call, budget, checked)
-            if reason is None:
-                calls.append(call)
-            else:
-                left_out.append(
-                    Skipped(provider.label, reason, case.name, provider.gradient, iterations)
-                )
-    return calls, left_out
-
-
-def _num_steps(call: Call) -> int:
-    return call.iterations + (call.provider.gradient == "implicit")
-
-
-def _prepare(call: Call, budget: CompileBudget, checked: set[tuple[Provider, int]]) -> str | None:
-    """Compiles, checks and warms up a call; returns why it cannot run, or None."""
-    compiled = call.provider.compiled
-    if compiled and not budget.allows(_num_steps(call)):
-        return budget.reason
-    # One graph for each number of iterations: more than the default allows.
-    with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS) if compiled else nullcontext():
-        try:
-            start = time.perf_counter()
-            call.run()
-            if compiled:
-                budget.spend(time.perf_counter() - start, _num_steps(call))
-        except torch.OutOfMemoryError as error:
-            return f"out of memory: {first_line(error)}"
-        except RuntimeError as error:
-            if not compiled:
-                raise
-            return f"torch.compile failed: {first_line(error)}"
-        _check(call, checked)
-    for _ in range(2 if call.uses_cuda_graphs else 0):  # graphs are recorded after the first call
-        call.run()
-    return None
-
-
-def _check(call: Call, checked: set[tuple[Provider, int]]) -> None:
-    """Checks a provider once at each number of iterations that rounding allows to be checked."""
-    iterations = min(call.iterations, MOST_ITERATIONS_CHECKED)
-    if (call.provider, iterations) in checked:
-        return
-    same = iterations == call.iterations
-    check_call(call if same else Call(call.provider, call.problem, iterations))
-    checked.add((call.provider, iterations))
 
 
 def _memory(call: Call, device: torch.device) -> MemoryUse | None:
     """None for CUDA graphs: their memory is a pool of their own that stays allocated."""
-    if call.uses_cuda_graphs:
+    if call.provider.graphed:
         return None
     return memory_use(call.forward, call.backward, device)
 
 
+def _joules(
+    case: Case, call: Call, times: Sequence[Times], counter: Counter | None, window_s: float
+) -> float | None:
+    if counter is None or not case.focuses_on(call.iterations):
+        return None
+    both_ms = min(one.both_ms for one in times)
+    synchronize: Callable[[], None] = partial(torch.cuda.synchronize, call.device)
+    return joules_per_run(call.run, both_ms, counter, synchronize, window_s)
+
+
 def _rows(
     case: Case,
-    calls: Sequence[Call],
+    prepared: Prepared,
     memory: Sequence[MemoryUse | None],
     times: Sequence[Sequence[Times]],
+    joules: Sequence[float | None],
+    copies: float | None,
 ) -> list[Row]:
+    calls = prepared.calls
     usual = {
         (call.provider.gradient, call.iterations): series
         for call, series in zip(calls, times, strict=True)
         if call.provider == Provider("reference", call.provider.gradient)
     }
     return [
-        Row.of(case, call, used, series, usual.get((call.provider.gradient, call.iterations)))
-        for call, used, series in zip(calls, memory, times, strict=True)
+        Row.of(
+            case,
+            call,
+            Measured(
+                times=series,
+                reference=usual.get((call.provider.gradient, call.iterations)),
+                memory=used,
+                check=prepared.checks[call.provider],
+                launches_per_iteration=prepared.launches[call.provider],
+                least_bytes=least_bytes(case, call.provider, call.iterations),
+                copy_gb_s=copies,
+                joules=energy,
+            ),
+        )
+        for call, used, series, energy in zip(calls, memory, times, joules, strict=True)
     ]
 
 
-def check_limits(repeats: int, time_limit_s: float, compile_limit_s: float) -> None:
+def check_limits(repeats: int, **limits: float) -> None:
     """Checks what bounds a measurement.
 
     Raises:
@@ -166,11 +138,6 @@ def check_limits(repeats: int, time_limit_s: float, compile_limit_s: float) -> N
     """
     if repeats < 3:
         raise ValueError(f"repeats must be at least 3; got {repeats}")
-    for name, limit in (("time_limit_s", time_limit_s), ("compile_limit_s", compile_limit_s)):
+    for name, limit in limits.items():
         if not limit >= 0:
             raise ValueError(f"{name} must be at least 0; got {limit}")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the trace that compilers append."""
-    return str(error).strip().partition("\n")[0]

@@ -12,7 +12,8 @@ from fastslots.benchmark.cases import Skipped
 from fastslots.benchmark.compile_budget import CompileBudget
 from fastslots.benchmark.environment import describe_environment
 from fastslots.benchmark.memory import MemoryUse, memory_use
-from fastslots.benchmark.runner import Progress, check_limits, first_line
+from fastslots.benchmark.prepare import Progress, first_line, out_of_memory
+from fastslots.benchmark.runner import check_limits
 from fastslots.benchmark.slate_cases import BASELINE, StepCase, StepProvider
 from fastslots.benchmark.slate_check import check_against_public, check_losses
 from fastslots.benchmark.slate_results import Measured, StepResults, StepRow
@@ -54,7 +55,7 @@ def run_step_benchmark(
         IncorrectResultError: If fastslots and the public form differ.
         ValueError: If repeats is less than 3 or a limit is negative.
     """
-    check_limits(repeats, time_limit_s, compile_limit_s)
+    check_limits(repeats, time_limit_s=time_limit_s, compile_limit_s=compile_limit_s)
     for gradient in sorted({p.gradient for p in providers if p.implementation == "fastslots"}):
         progress(f"checking fastslots, {gradient}")
         check_against_public(gradient, device)
@@ -97,7 +98,7 @@ def _prepare_all(
         try:
             memory[step] = _memory(step)
         except torch.OutOfMemoryError as error:  # now that the others are there too
-            reasons[step.provider] = _out_of_memory(error)
+            reasons[step.provider] = out_of_memory(error)
     return memory, [
         Skipped(provider.label, reason, case.name, provider.gradient)
         for provider, reason in reasons.items()
@@ -117,7 +118,7 @@ def _warm_up(step: Step, budget: CompileBudget) -> float | str:
         for _ in range(MORE_WARM_UP):
             step.run()
     except torch.OutOfMemoryError as error:
-        return _out_of_memory(error)
+        return out_of_memory(error)
     except RuntimeError as error:
         if not compiled:
             raise
@@ -149,7 +150,3 @@ def _measure_all(
 def _rows(measured: Mapping[Step, Measured]) -> list[StepRow]:
     usual = next((m for step, m in measured.items() if step.provider == BASELINE), None)
     return [StepRow.of(step, of_step, usual) for step, of_step in measured.items()]
-
-
-def _out_of_memory(error: Exception) -> str:
-    return f"out of memory: {first_line(error)}"

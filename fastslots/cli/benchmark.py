@@ -1,4 +1,4 @@
-"""``fastslots benchmark``: slot attention, and ``fastslots benchmark slate``."""
+"""``fastslots benchmark``: slot attention, and the commands ``slate`` and ``suite``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from fastslots.benchmark import (
     result_tables,
     run_benchmark,
 )
-from fastslots.benchmark.report import LEGEND, environment_line, skipped_lines
+from fastslots.benchmark.report import environment_line, legend, skipped_lines
 from fastslots.cli.benchmark_slate import slate
+from fastslots.cli.benchmark_suite import suite
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
@@ -39,26 +40,37 @@ def benchmark(
         str | None,
         typer.Option(
             "--preset",
-            help="small, slate64, slate96, slate128, clevr, dinosaur or cpu-targets. "
+            help="small, slate64, slate96, slate128, clevr, dinosaur, dinosaur24, long or cpu-targets. "
             "Default: slate64 on CUDA, small on a CPU.",
         ),
     ] = None,
     backend: Annotated[
         list[str] | None,
         typer.Option(
-            help="reference, torch or triton; may be repeated. Default: all that can run."
+            help="reference, torch, triton or, if it is installed, slot-attention of PyPI; may be "
+            "repeated. Default: the first three, if they can run."
         ),
     ] = None,
     gradient: Annotated[
         list[str] | None,
-        typer.Option(help="unrolled or implicit; may be repeated. Default: both."),
+        typer.Option(
+            help="unrolled, implicit, or no-grad for forwards alone; may be repeated. "
+            "Default: the first two."
+        ),
     ] = None,
     iterations: Annotated[
         str | None,
-        typer.Option(help="Numbers of iterations, as 1,3,7. Default: 1,3,7,15,31,63."),
+        typer.Option(help="Numbers of iterations, as 1,3,7. Default: 1,3,7,15,31,63,127."),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16 or float64. Default: float32.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of products: ieee (tf32 off), tf32, or bf16 (autocast); the last two with float32. "
+            "Default: ieee."
+        ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="B. Default, as below: the preset's.")] = None,
     inputs: Annotated[int | None, typer.Option(help="N, inputs per image.")] = None,
@@ -69,8 +81,18 @@ def benchmark(
     slots: Annotated[int | None, typer.Option(help="K.")] = None,
     heads: Annotated[int | None, typer.Option(help="H.")] = None,
     compile: Annotated[
-        bool, typer.Option(help="Measure torch.compile of the reference too.")
+        bool,
+        typer.Option(
+            help="Measure torch.compile of the reference too; on CUDA also of torch, as CUDA graphs."
+        ),
     ] = True,
+    graphs: Annotated[
+        bool, typer.Option(help="On CUDA, measure every backend as CUDA graphs too.")
+    ] = True,
+    energy: Annotated[
+        float,
+        typer.Option(help="On CUDA, seconds for which each call is run to measure its energy."),
+    ] = 0.0,
     compile_limit: Annotated[
         float | None,
         typer.Option(
@@ -82,6 +104,7 @@ def benchmark(
     time_limit: Annotated[
         float, typer.Option(help="Seconds for timing one shape; no less than 3 rounds.")
     ] = 15.0,
+    plot: Annotated[bool, typer.Option(help="Draw the plots, with matplotlib.")] = True,
     output: Annotated[Path, typer.Option(help="Folder for the JSON file and the plots.")] = Path(
         "runs/benchmark"
     ),
@@ -90,7 +113,7 @@ def benchmark(
     """Measures slot attention against the number of iterations: time, memory kept, peak memory.
 
     Writes OUTPUT/PRESET.json and, for every shape, a plot OUTPUT/SHAPE.png. `fastslots benchmark slate`
-    measures whole training steps.
+    measures whole training steps, `fastslots benchmark suite` all shapes and precisions for a GPU.
     """
     if context.invoked_subcommand is not None:
         _refuse_flags(context)
@@ -107,13 +130,14 @@ def benchmark(
         "num_heads": heads,
     }
     cases = _cases(name, {field: value for field, value in changes.items() if value is not None})
-    if dtype is not None:
-        cases = [dataclasses.replace(case, dtype=dtype) for case in cases]
+    if dtype is not None or precision is not None:
+        kind = {"dtype": dtype or "float32", "precision": precision or "ieee"}
+        cases = [dataclasses.replace(case, **kind) for case in cases]  # type: ignore[arg-type]
     if iterations is not None:
         counts = _parse_iterations(iterations)
         cases = [dataclasses.replace(case, iterations=counts) for case in cases]
     providers, skipped = choose_providers(
-        where, backend, gradient or ("unrolled", "implicit"), compile
+        where, backend, gradient or ("unrolled", "implicit"), compile, graphs
     )
     check_writable(output)
     if compile_limit is None:
@@ -128,20 +152,23 @@ def benchmark(
             repeats=repeats,
             time_limit_s=time_limit,
             compile_limit_s=compile_limit,
+            energy_s=energy,
             progress=status.update,
         )
     show_results(
         markdown(results),
         result_tables(results),
-        [*skipped_lines(results.skipped), LEGEND, environment_line(results)],
+        [*skipped_lines(results.skipped), legend(results), environment_line(results)],
     )
     results.save(output / f"{name}.json")
-    for case in results.cases():
-        plot_case(results, case, output / f"{case}.png")
-    typer.echo(f"wrote {output / name}.json and a plot for every shape")
+    if plot:
+        for case in results.cases():
+            plot_case(results, case, output / f"{case}.png")
+    typer.echo(f"wrote {output / name}.json" + " and a plot for every shape" * plot)
 
 
 app.command()(slate)
+app.command()(suite)
 
 
 def _refuse_flags(context: typer.Context) -> None:

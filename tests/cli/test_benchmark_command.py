@@ -40,9 +40,49 @@ def test_measures_what_is_asked_for_alone(tmp_path):
     assert (row["num_heads"], row["mlp_hidden_size"]) == (2, 4)
 
 
+def test_measures_forwards_alone_in_a_precision_without_a_plot(tmp_path):
+    result = run(
+        *(*TINY, "--iterations", "2", "--repeats", "3", "--no-compile", "--output", str(tmp_path)),
+        *("--backend", "torch", "--gradient", "no-grad", "--precision", "bf16", "--no-plot"),
+    )
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads((tmp_path / "small.json").read_text())["rows"]
+    assert (row["gradient"], row["precision"], row["backward_ms_p50"]) == ("no-grad", "bf16", None)
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_suite_writes_a_file_per_part_and_skips_it_afterwards(tmp_path):
+    part = "flat-clevr-bf16"
+    arguments = ("suite", part, "--tiny", "--device", "cpu", "--output", str(tmp_path))
+    result = run(*arguments, "--commit", "abc")
+    assert result.exit_code == 0, result.output
+    path = tmp_path / f"{part}.json"
+    content = json.loads(path.read_text())
+    assert {row["case"] for row in content["rows"]} == {part}
+    assert content["environment"]["commit"] == "abc"
+    assert f"{path} is of this commit: skipped" in run(*arguments, "--commit", "abc").stdout
+    assert "wrote" in run(*arguments, "--commit", "abc", "--again").stdout
+    assert "wrote" in run(*arguments, "--commit", "def").stdout
+
+
+def test_a_suite_lists_its_parts():
+    listed = run("suite", "--list").stdout.splitlines()
+    assert listed[0] == "slate128-bf16 (core)"
+    assert "long-ieee (rest)" in listed
+
+
+def test_flags_before_the_name_of_a_suite_are_refused():
+    result = run("--no-compile", "suite", "--list")
+    assert "must come after 'suite'" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["suite", "huge"], "parts must be of .*'huge'"),
+        (["--precision", "fp8"], "precision must be one of .*; got 'fp8'"),
+        (["--precision", "tf32", "--dtype", "float64"], "precision 'tf32' needs dtype float32"),
+        (["--energy", "-1"], "energy_s must be at least 0; got -1"),
         (["--preset", "huge"], "preset must be one of .*; got 'huge'"),
         (["--backend", "jax"], "backend must be one or more of .*'jax'"),
         (["--gradient", "neumann"], "gradient must be one or more of .*'neumann'"),
