@@ -1,4 +1,4 @@
-"""Attention of the inputs to the slots, and sums of the inputs under it (kernels/README.md#without-projections)."""
+"""The inputs' attention to the slots, and their sums under it (kernels/README.md#without-projections)."""
 
 from __future__ import annotations
 

@@ -150,10 +150,11 @@ def attend_backward_blocks(sizes: Sizes, dtype: torch.dtype) -> AttendBackwardBl
     """Tiles for inputs of a tile dtype, such that nothing spills to memory."""
     columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
     if dtype.itemsize == 2:
-        inputs, chunk = (32, 64) if columns <= 256 else (16, 64)
+        inputs, chunk = 32 if columns <= 256 else 16, 64
+        warps = 4 if columns * virtual <= 4096 else 8
     else:
         inputs, chunk = (32, 64) if dtype.itemsize == 4 and columns <= 64 else (16, 32)
-    warps = 4 if columns <= (256 if dtype.itemsize == 2 else 64) else 8
+        warps = 4 if columns <= 64 else 8
     stages = 2 if dtype.itemsize == 2 else 1
     return AttendBackwardBlocks(inputs, columns, virtual, min(columns, chunk), warps, stages)
 

@@ -13,7 +13,7 @@ from fastslots_kernels.weights import SlotAttentionWeights
 class FoldedWeights(NamedTuple):
     """Weights of a step, products of two weights made. All contiguous.
 
-    Matrices have the tile dtype; ``keys_bias`` and vectors the accumulator's: float32, or float64 for float64.
+    Matrices have the tile dtype, ``keys_bias`` and vectors the accumulator's: float32 (float64 for float64).
     With s̃ the normalised slots (affine included): ``m = s̃ keys``, ``c = s̃ keys_bias``; the input gates of the
     GRU are ``ū valuesᵀ + gru_bias_ih`` with ``ū = U / Z ∘ scale + shift``, 0 where Z is 0.
     """

@@ -65,6 +65,14 @@ class Call(NamedTuple):
         return keys
 
 
+class _Watch(NamedTuple):
+    """How the device decides to stop."""
+
+    stop: Tensor  # int32: whether every image has converged
+    residual: Tensor  # [B K, 2]
+    tolerance: float
+
+
 def run_iterations(
     call: Call, slots: Tensor, num_iterations: int, tolerance: float | None
 ) -> tuple[Tensor, Tensor]:
@@ -84,13 +92,12 @@ def run_iterations(
     sizes, inputs = call.sizes, call.inputs
     # A copy, since iterations write the new slots where the old ones were.
     state = call.rows(slots).clone()
-    used = torch.full(
-        (), 0 if tolerance else num_iterations, dtype=torch.int64, device=inputs.device
-    )
-    stop = residual = None
+    device = inputs.device
+    used = torch.full((), 0 if tolerance else num_iterations, dtype=torch.int64, device=device)
+    watch = None
     if tolerance is not None:
-        stop = torch.zeros((), dtype=torch.int32, device=inputs.device)
-        residual = state.new_empty(sizes.rows, 2)
+        stop = torch.zeros((), dtype=torch.int32, device=device)
+        watch = _Watch(stop, state.new_empty(sizes.rows, 2), tolerance)
     norm_eps: float | None = call.norm_eps[0]
     if normalizes_once(inputs.dtype, call.w.keys.dtype, num_iterations):
         inputs, norm_eps = _normalize(call), None
@@ -107,7 +114,7 @@ def run_iterations(
             epsilon=call.epsilon,
             norm_eps=norm_eps,
             precision=call.precision,
-            stop=stop,
+            stop=None if watch is None else watch.stop,
         )
         last = iteration == num_iterations - 1
         update_slots(
@@ -120,11 +127,11 @@ def run_iterations(
             sizes,
             call.norm_eps,
             call.precision,
-            residual=residual,
-            stop=stop,
+            residual=None if watch is None else watch.residual,
+            stop=None if watch is None else watch.stop,
         )
-        if stop is not None:
-            converged(residual, stop, used, sizes, tolerance)
+        if watch is not None:
+            converged(watch.residual, watch.stop, used, sizes, watch.tolerance)
     return state.view(slots.shape), used
 
 

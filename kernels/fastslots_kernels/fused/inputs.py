@@ -49,9 +49,6 @@ def load_normalized(
     x = tl.load(pointers, mask=valid[:, None] & columns, other=0.0).to(ACC)
     mean = tl.sum(x, 1) / SIZE
     x = tl.where(columns, x - mean[:, None], 0.0)
-    if TILE.primitive_bitwidth > 16:
-        rest = tl.sum(x, 1) / SIZE
-    else:
-        rest = tl.zeros_like(mean)
+    rest = tl.sum(x, 1) / SIZE if TILE.primitive_bitwidth > 16 else tl.zeros_like(mean)
     normed, rstd = layer_norm(x, columns, SIZE, EPS)
     return normed, mean, rest, rstd

@@ -34,6 +34,17 @@ def record_launches() -> Iterator[list[Launch]]:
         _records.pop()
 
 
+def compiler_options(num_warps: int) -> dict[str, Any]:
+    """What every kernel is compiled with."""
+    return {
+        "num_warps": num_warps,
+        "enable_fp_fusion": True,  # explicit, since Triton's default is about to change
+        # Left to itself, the assembler spills a little to memory rather than let fewer programs run at once,
+        # and nearly everything where it finds no way to fit.
+        "maxnreg": min(255, 65_536 // (32 * num_warps)),
+    }
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any
 ) -> None:
@@ -41,5 +52,4 @@ def launch(
     if _records:
         _records[-1].append(Launch(kernel, grid, arguments, constants, num_warps))
         return
-    # Explicit, since the default of fp fusion is about to change in Triton.
-    kernel[grid](*arguments, **constants, num_warps=num_warps, enable_fp_fusion=True)
+    kernel[grid](*arguments, **constants, **compiler_options(num_warps))

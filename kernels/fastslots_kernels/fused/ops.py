@@ -6,7 +6,8 @@ imported when one runs, not when it is registered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +41,7 @@ def iterate(
     """At least one iteration without a graph: `forward.run_iterations`."""
     from fastslots_kernels.fused.forward import run_iterations
 
-    with torch.autocast(inputs.device.type, enabled=False):
+    with _on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
         return run_iterations(call, slots, num_iterations, tolerance)
 
@@ -72,7 +73,7 @@ def step(
     """
     from fastslots_kernels.fused.forward import run_step
 
-    with torch.autocast(inputs.device.type, enabled=False):
+    with _on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
         new, attn, sums = run_step(call, slots, slots.dtype if return_attn else None)
     attn = slots.new_empty(0) if attn is None else attn
@@ -118,7 +119,7 @@ def step_backward(
     """Gradients of the inputs (empty if not needed), of the slots, of each matrix, of all vectors in one."""
     from fastslots_kernels.fused.backward import run_backward
 
-    with torch.autocast(inputs.device.type, enabled=False):
+    with _on_device_of(inputs):
         w = SlotAttentionWeights.from_tensors(weights, _three(norm_eps))
         folded = fold(w, num_heads, tile_dtype)
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
@@ -181,6 +182,13 @@ def _backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None, _: Any) -> 
 
 
 step.register_autograd(_backward, setup_context=_setup_context)
+
+
+@contextmanager
+def _on_device_of(inputs: Tensor) -> Iterator[None]:
+    """Triton launches on the present device. A backward may run under autocast."""
+    with torch.cuda.device_of(inputs), torch.autocast(inputs.device.type, enabled=False):
+        yield
 
 
 def _sizes(inputs: Tensor, slots: Tensor, folded: Sequence[Tensor], num_heads: int) -> Sizes:

@@ -86,9 +86,7 @@ def reduce_splits(partial: Tensor) -> Tensor:
     return sums
 
 
-def converged(
-    residual: Tensor, stop: Tensor, used: Tensor, sizes: Sizes, tolerance: float
-) -> None:
+def converged(residual: Tensor, stop: Tensor, used: Tensor, sizes: Sizes, tolerance: float) -> None:
     """Counts an iteration, and sets the flag if it moved the slots of no image by much.
 
     Args:

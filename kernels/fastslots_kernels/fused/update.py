@@ -136,7 +136,8 @@ def recompute_gates(
     averaged = w.values.new_empty(sizes.rows, sizes.width)
     if sizes.rows > 0:
         _launch_gru(sums, slots, output, w, sizes, precision, gates=gates, averaged=averaged)
-    return Gates(*gates.unbind(), output, averaged)
+    reset, keep, new, from_hidden = gates.unbind()
+    return Gates(reset, keep, new, from_hidden, output, averaged)
 
 
 def _launch_gru(
@@ -173,7 +174,7 @@ def _launch_gru(
         HAS_STOP=stop is not None,
         STORE_SUMS=reduced is not None,
         STORE_GATES=gates is not None,
-        num_warps=4,
+        num_warps=8,
     )
 
 
@@ -201,7 +202,7 @@ def _or_unused(tensor: Tensor | None, unused: Tensor) -> Tensor:
 
 
 def _row_tiles(sizes: Sizes) -> int:
-    return triton.cdiv(sizes.rows, _BLOCK_ROWS)
+    return -(-sizes.rows // _BLOCK_ROWS)
 
 
 def _constants(sizes: Sizes, w: FoldedWeights, precision: str) -> dict[str, Any]:

@@ -24,14 +24,16 @@ _BLOCK_ROWS = 16
 
 
 class UpdateGradients(NamedTuple):
-    """What the slot update's backward leaves; sums and slots in the accumulator's dtype, the rest in the tiles'.
+    """What `update_backward` leaves: sums and slots in the accumulator's dtype, the rest in the tiles'.
 
     Gradients of the matrices: ``values``: ``d_input_gatesᵀ ū``, ``hidden``: ``d_hidden_gatesᵀ slots``,
     ``mlp_0``: ``d_hiddenᵀ normed``, ``mlp_2``: ``d_newᵀ hidden``.
     """
 
     d_sums: Tensor  # [B, 1, sums_size], laid out like the sums; its padding is not written
-    d_slots: Tensor  # [R, D]: what reaches the old slots past the gates; `keys_backward` completes it
+    d_slots: (
+        Tensor  # [R, D]: what reaches the old slots past the gates; completed by `keys_backward`
+    )
     d_input_gates: Tensor  # [R, 3 D]
     d_hidden_gates: Tensor  # [R, 3 D]
     hidden: Tensor  # [R, M], after the ReLU
@@ -121,7 +123,6 @@ def update_backward(
         EPS=norm_mlp_eps,
         BLOCK_D=padded(sizes.slot_size),
         BLOCK_M=_chunk(sizes.mlp_size, sizes.slot_size, w),
-        num_warps=_num_warps(w, sizes, 256),
         **constants,
     )
     launch(
@@ -141,7 +142,6 @@ def update_backward(
         FIRST=first["scale"],
         BLOCK_C=min(64, padded(sizes.input_size)),
         BLOCK_GATES=_chunk(3 * sizes.slot_size, min(64, sizes.input_size), w),
-        num_warps=4,
         **constants,
     )
     return gradients
@@ -207,7 +207,6 @@ def keys_backward(
         BLOCK_D=padded(sizes.slot_size),
         BLOCK_W=_chunk(sizes.width, sizes.slot_size, w),
         BLOCK_GATES=_chunk(3 * sizes.slot_size, sizes.slot_size, w),
-        num_warps=_num_warps(w, sizes, 1024),
         **constants,
     )
     return KeyGradients(d_m, normed)
@@ -246,9 +245,7 @@ def _empty_update_gradients(w: FoldedWeights, sizes: Sizes) -> UpdateGradients:
     )
 
 
-def _constants(
-    w: FoldedWeights, sizes: Sizes, precision: str, vectors: Tensor
-) -> dict[str, Any]:
+def _constants(w: FoldedWeights, sizes: Sizes, precision: str, vectors: Tensor) -> dict[str, Any]:
     """What all kernels take alike."""
     row_bytes = padded(sizes.slot_size) * w.values.element_size()
     return {
@@ -256,14 +253,10 @@ def _constants(
         "VECTORS": vectors.shape[1],
         "PRECISION": precision,
         "BLOCK_ROWS": _BLOCK_ROWS,
-        # Prefetched tiles of more than 16 rows of 1 KiB do not fit into shared memory.
+        # Shared memory cannot hold more than 16 KiB of two weights at a time and prefetch the next.
         "STAGES": 3 if row_bytes <= 1024 else 1,
+        "num_warps": 8,
     }
-
-
-def _num_warps(w: FoldedWeights, sizes: Sizes, most: int) -> int:
-    """4 for rows of the accumulator of at most so many bytes, 8 for wider ones: so nothing spills."""
-    return 4 if padded(sizes.slot_size) * w.scale.element_size() <= most else 8
 
 
 def _chunk(size: int, columns: int, w: FoldedWeights) -> int:

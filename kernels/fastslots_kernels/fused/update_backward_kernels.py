@@ -1,7 +1,7 @@
 """Kernels of the slot update's backward: MLP and GRU, weighted mean, keys (see kernels/README.md).
 
-A program has a tile of rows (slots of the whole batch). Rows past the end repeat the last one with a gradient
-of 0, so that they add nothing to the sums over rows. Those sums, the gradients of vectors, are stored per tile.
+A program has a tile of rows, the slots of the whole batch. Rows past the end repeat the last one with a
+gradient of 0, so that they add nothing to sums over rows: the gradients of vectors, stored per tile.
 """
 
 import triton

@@ -1,0 +1,185 @@
+"""What `gradcheck` prints: the errors of a backend on shapes of one's own, beside the eager reference's."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError, gradcheck
+
+from fastslots import SlotAttention
+from fastslots.devices import choose_device
+from fastslots_kernels import SlotAttentionWeights, slot_attention
+from fastslots_kernels.accuracy import Comparison, compare, largest
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Leaves, output gradients and options of one call of `slot_attention`."""
+
+    leaves: dict[str, Tensor]  # inputs [B, N, C], slots [B, K, D], then the weights
+    norm_eps: tuple[float, float, float]
+    d_slots: Tensor  # [B, K, D]
+    d_attn: Tensor  # [B, N, K]
+    options: dict[str, object]
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """The same numbers rounded to another dtype, as new leaves."""
+        leaves = {
+            name: leaf.detach().to(dtype, copy=True).requires_grad_()
+            for name, leaf in self.leaves.items()
+        }
+        return replace(
+            self, leaves=leaves, d_slots=self.d_slots.to(dtype), d_attn=self.d_attn.to(dtype)
+        )
+
+    def outputs(self, *leaves: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+        """Slots and attention as a function of the leaves."""
+        inputs, slots, *tensors = leaves
+        weights = SlotAttentionWeights.from_tensors(tensors, self.norm_eps)
+        options = {**self.options, **options}
+        new, attn, _ = slot_attention(inputs, slots, weights, **options)  # type: ignore[arg-type]
+        assert attn is not None
+        return new, attn
+
+    def results(self, backend: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs and gradients by name; a leaf without a gradient has zeros."""
+        new, attn = self.outputs(*self.leaves.values(), backend=backend)
+        grads = torch.autograd.grad(
+            [new, attn],
+            list(self.leaves.values()),
+            [self.d_slots.to(new.dtype), self.d_attn.to(attn.dtype)],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        names = (f"d {name}" for name in self.leaves)
+        outputs = {"slots": new.detach(), "attn": attn.detach()}
+        return outputs, dict(zip(names, grads, strict=True))
+
+
+def make_problem(arguments: argparse.Namespace, device: torch.device) -> Problem:
+    """Draws a problem in float32, the same numbers on every device."""
+    a = arguments
+    torch.manual_seed(a.seed)
+    module = SlotAttention(1, a.slots, a.input_size, a.slot_size, a.mlp, a.heads)
+    weights = SlotAttentionWeights.from_module(module)
+    # Scales of one and biases of zero would hide errors.
+    tensors = {
+        name: tensor + 0.3 * torch.randn_like(tensor) if tensor.ndim == 1 else tensor
+        for name, tensor in weights.named_tensors().items()
+    }
+    inputs = a.mean + torch.randn(a.batch, a.inputs, a.input_size)
+    mask = None
+    if a.masked:
+        mask = torch.rand(a.batch, a.inputs) > 0.3
+        mask[:, 0] = True
+        inputs.masked_fill_(~mask[..., None], float("nan"))
+        mask = mask.to(device)
+    slots = torch.randn(a.batch, a.slots, a.slot_size)
+    leaves = {"inputs": inputs, "slots": slots, **tensors}
+    options = {
+        "num_iterations": a.iterations,
+        "num_heads": a.heads,
+        "epsilon": a.epsilon,
+        "gradient": a.gradient,
+        "mask": mask,
+    }
+    return Problem(
+        {name: leaf.to(device) for name, leaf in leaves.items()},
+        weights.norm_eps,
+        torch.randn(a.batch, a.slots, a.slot_size).to(device),
+        torch.randn(a.batch, a.inputs, a.slots).to(device),
+        options,
+    )
+
+
+def compare_backend(problem: Problem, backend: str, dtype: torch.dtype) -> list[Comparison]:
+    """One comparison per output and per gradient, on tensors rounded to `dtype`."""
+    rounded = problem.to(dtype)
+    oracle = rounded.to(torch.float64).results("reference")
+    eager, actual = rounded.results("reference"), rounded.results(backend)
+    scale = largest(*oracle[1].values())
+    return compare(actual[0], eager[0], oracle[0], dtype) + compare(
+        actual[1], eager[1], oracle[1], dtype, scale=scale
+    )
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """The comparisons as aligned text."""
+    width = max(len(row.name) for row in comparisons)
+    lines = [f"{'':{width}}     error   eager's   ratio   allowed     scale"]
+    for row in comparisons:
+        ratio = f"{row.error / row.eager_error:.2f}" if row.eager_error else "-"
+        lines.append(
+            f"{row.name:{width}} {row.error:9.2e} {row.eager_error:9.2e} {ratio:>7} {row.bound:9.2e} "
+            f"{row.scale:9.2e}  {'ok' if row.ok else 'FAILS'}"
+        )
+    return "\n".join(lines)
+
+
+def check_numerically(problem: Problem, backend: str) -> None:
+    """Compares gradients in float64 with finite differences, along random directions.
+
+    All steps if they are unrolled. Of an implicit gradient the tracked step alone: the iterations before
+    it have no gradient to compare with.
+
+    Raises:
+        GradcheckError: If they differ.
+    """
+    exact = problem.to(torch.float64)
+    leaves = [leaf.detach().nan_to_num().requires_grad_() for leaf in exact.leaves.values()]
+    options: dict[str, object] = {"backend": backend}
+    if problem.options["gradient"] == "neumann":
+        options |= {"num_iterations": 0, "init_gradient": "straight-through"}
+    gradcheck(lambda *leaves: exact.outputs(*leaves, **options), leaves, fast_mode=True)
+
+
+def main(a: argparse.Namespace) -> int:
+    """Runs the program.
+
+    Args:
+        a: What `gradcheck_arguments.parse` returns.
+
+    Returns:
+        0, or 1 if an error is larger than rounding explains, or 2 if the call cannot be made.
+    """
+    if a.tf32:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        device = choose_device(a.device)
+        problem = make_problem(a, device)
+        dtypes = dict.fromkeys([a.dtype, "float64"] if a.float64 else [a.dtype])
+        failed = [dtype for dtype in dtypes if not _report(problem, a, device, dtype)]
+        if a.numeric and not _report_numeric(problem, a.backend):
+            failed.append("finite differences")
+    except (ValueError, TypeError, RuntimeError) as error:
+        print(f"gradcheck: {error}", file=sys.stderr)
+        return 2
+    if failed:
+        print(f"gradcheck: {a.backend} fails: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _report(problem: Problem, a: argparse.Namespace, device: torch.device, dtype: str) -> bool:
+    comparisons = compare_backend(problem, a.backend, getattr(torch, dtype))
+    print(
+        f"\n{a.backend} on {device}: B {a.batch}, N {a.inputs}, C {a.input_size}, K {a.slots}, "
+        f"D {a.slot_size}, M {a.mlp}, H {a.heads}{', masked' if a.masked else ''}, {a.gradient}, "
+        f"{a.iterations} iterations, {dtype}{' as TF32' if a.tf32 and dtype == 'float32' else ''}"
+    )
+    print(table(comparisons))
+    return all(row.ok for row in comparisons)
+
+
+def _report_numeric(problem: Problem, backend: str) -> bool:
+    try:
+        check_numerically(problem, backend)
+    except GradcheckError as error:
+        print(f"\nfinite differences in float64: FAILS\n{error}")
+        return False
+    print("\nfinite differences in float64: ok")
+    return True

@@ -1,0 +1,120 @@
+"""What kernels are shipped for, and the launches that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+from ahead_of_time import Configuration, configuration_of
+from torch import Tensor
+
+from fastslots import SlotAttention
+from fastslots_kernels import SlotAttentionWeights
+from fastslots_kernels.fused import forward
+from fastslots_kernels.fused.backward import run_backward
+from fastslots_kernels.fused.folded import fold
+from fastslots_kernels.fused.launch import Launch, record_launches
+from fastslots_kernels.fused.sizes import Sizes
+
+PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}  # of an A100, an H200 and a B200
+
+
+# Of every configuration: what uses it, by chip.
+Uses = dict[Configuration, dict[str, set[str]]]
+
+
+class Precision(NamedTuple):
+    """Dtypes of one call."""
+
+    inputs: torch.dtype
+    slots: torch.dtype
+    tile: torch.dtype
+    products: str = "ieee"  # of float32
+
+
+PRECISIONS = {
+    "bf16": Precision(torch.bfloat16, torch.float32, torch.bfloat16),
+    "fp16": Precision(torch.float16, torch.float32, torch.float16),
+    "mixed": Precision(torch.float32, torch.float32, torch.bfloat16),
+    "tf32": Precision(torch.float32, torch.float32, torch.float32, "tf32"),
+    "ieee": Precision(torch.float32, torch.float32, torch.float32),
+    "fp64": Precision(torch.float64, torch.float64, torch.float64),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A shape that kernels are shipped for, and what it is run with.
+
+    Args:
+        sizes: Of the call.
+        precisions: Keys of `PRECISIONS`.
+        num_iterations: Before the tracked step.
+        optional: Whether to use what most calls do not: a mask, a tolerance, a loss on the attention.
+    """
+
+    sizes: Sizes
+    precisions: tuple[str, ...]
+    num_iterations: int = 3
+    optional: bool = False
+
+
+# What trains most is bfloat16 under autocast, so every width of the papers has it. Float32 tiles need most
+# registers and memory: the usual width has them as TF32, the largest in full. The rest is compiled once each:
+# float16, float32 inputs under autocast, options, several heads, and float64, which is for gradcheck alone.
+WORKLOADS = {
+    "slate64": Workload(Sizes(50, 256, 192, 6, 192, 1, 192), ("bf16", "tf32"), 7),
+    "slate96": Workload(Sizes(50, 576, 192, 6, 192, 1, 192), ("bf16", "tf32"), 7),
+    "slate128": Workload(Sizes(50, 1024, 192, 12, 192, 1, 192), ("bf16", "tf32"), 7),
+    "clevr": Workload(Sizes(64, 16_384, 64, 11, 64, 1, 128), ("bf16",)),
+    "dinosaur": Workload(Sizes(64, 1369, 256, 11, 256, 1, 1024), ("bf16", "ieee")),
+    "dinosaur24": Workload(Sizes(64, 1369, 256, 24, 256, 1, 1024), ("bf16",)),
+    "long": Workload(Sizes(1, 1_048_576, 64, 16, 64, 1, 64), ("fp16",)),
+    "ragged": Workload(Sizes(3, 1001, 40, 5, 48, 3, 56), ("mixed",), optional=True),
+    "gradcheck": Workload(Sizes(2, 20, 16, 3, 16, 1, 16), ("fp64",)),
+}
+
+
+def record(workload: Workload, precision: Precision, processors: int) -> list[Launch]:
+    """The launches of iterations, tracked step and its backward, on tensors without memory."""
+    sizes, dtype = workload.sizes, precision.slots
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    b, n, c, k, d, heads, m = sizes
+    with torch.device("meta"):
+        module = SlotAttention(1, k, c, d, m, heads).to(dtype)
+    weights = SlotAttentionWeights.from_module(module)
+    mask = empty(b, n, dtype=torch.bool) if workload.optional else None
+    inputs, slots = empty(b, n, c, dtype=precision.inputs), empty(b, k, d)
+    norm_eps, tolerance = weights.norm_eps, 1e-3 if workload.optional else None
+    with (
+        record_launches() as launches,
+        torch.no_grad(),
+        mock.patch.object(forward, "_num_processors", return_value=processors),
+        mock.patch.object(forward.Call, "precision", precision.products),
+    ):
+        folded = fold(weights, heads, precision.tile)
+        call = forward.Call(inputs, mask, folded, sizes, 1e-8, norm_eps)
+        forward.run_iterations(call, slots, workload.num_iterations, tolerance)
+        _, attn, sums = forward.run_step(call, slots, dtype)
+        d_attn = attn if workload.optional else None
+        run_backward(call, weights, slots, sums, slots, d_attn, need_inputs=True)
+    return launches
+
+
+def record_all(workloads: Iterable[str], chips: Iterable[str]) -> Uses:
+    """The distinct configurations of workloads, by name, on chips."""
+    uses: Uses = {}
+    for name in workloads:
+        for precision in WORKLOADS[name].precisions:
+            for chip in chips:
+                launches = record(WORKLOADS[name], PRECISIONS[precision], PROCESSORS[chip])
+                for configuration in map(configuration_of, launches):
+                    users = uses.setdefault(configuration, {}).setdefault(chip, set())
+                    users.add(f"{name} {precision}")
+    return uses

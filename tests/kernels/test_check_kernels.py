@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+# Compiled in a process of its own: in this one kernels may be interpreted.
+PROBE = """
+import importlib, json, pkgutil, sys
+import torch, triton
+import triton.language as tl
+import kernel_table
+from ahead_of_time import SHARED_LIMITS, configuration_of
+from fastslots_kernels import fused
+from fastslots_kernels.fused.launch import launch, record_launches
+
+@triton.jit
+def plain(x_ptr, y_ptr, size, SIZE: tl.constexpr, FLAG: tl.constexpr):
+    columns = tl.arange(0, SIZE)
+    x = tl.load(x_ptr + columns, mask=columns < size, other=0.0)
+    tl.store(y_ptr + columns, x * 2, mask=columns < size)
+
+@triton.jit
+def spilling(x_ptr, y_ptr, size, SIZE: tl.constexpr):
+    columns = tl.arange(0, SIZE)
+    x = tl.load(x_ptr + columns)
+    tl.store(y_ptr + columns, x / tl.sum(x))
+
+@triton.jit
+def wrong(x_ptr, y_ptr, size, SIZE: tl.constexpr):
+    tl.store(y_ptr + tl.arange(0, SIZE), size)
+
+def tensor(offset=0, dtype=torch.float32):
+    return torch.empty(2**14, device="meta", dtype=dtype)[offset:]
+
+def configurations(*launches):
+    with record_launches() as records:
+        for kernel, arguments, constants in launches:
+            launch(kernel, (1,), *arguments, num_warps=1, **constants)
+    return [configuration_of(record) for record in records]
+
+def check(configurations):
+    kernel_table.record_all = lambda *_: {c: {"sm_90": {"probe"}} for c in configurations}
+    sys.exit(kernel_table.main(["--arch", "sm_90", "--workers", "1"]))
+
+def describe(size, x, constants=None):
+    found, = configurations((plain, (x, tensor(), size), constants or {"SIZE": 64, "FLAG": True}))
+    return found
+
+def kernels():
+    modules = pkgutil.iter_modules(fused.__path__)
+    names = [importlib.import_module(f"{fused.__name__}.{module.name}") for module in modules]
+    return sorted({
+        name for module in names for name, value in vars(module).items()
+        if isinstance(value, triton.JITFunction) and name.endswith("_kernel")
+    })
+
+def recorded():
+    found = {chip: set() for chip in SHARED_LIMITS}
+    for configuration, by_chip in kernel_table.record_all(kernel_table.WORKLOADS, found).items():
+        for chip in by_chip:
+            found[chip].add(configuration.kernel)
+    return {chip: sorted(names) for chip, names in found.items()}
+
+if __name__ == "__main__":
+    {action}
+"""
+
+
+@pytest.fixture
+def probe(tmp_path):
+    """Runs a statement in a process that has the kernels above."""
+
+    def run(statement):
+        path = tmp_path / "probe.py"
+        path.write_text(PROBE.replace("{action}", statement))
+        return run_program(path)
+
+    return run
+
+
+@pytest.fixture
+def ahead_of_time(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("ahead_of_time")
+
+
+def run_program(*command):
+    paths = [SCRIPTS, SCRIPTS.parent, SCRIPTS.parent / "kernels"]
+    path = os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_a_spilling_kernel_is_named_and_fails(probe):
+    run = probe(
+        "check(configurations("
+        "(plain, (tensor(), tensor(), 48), {'SIZE': 64, 'FLAG': True}),"
+        "(spilling, (tensor(), tensor(), 3), {'SIZE': 2**13}),"
+        "(wrong, (tensor(), tensor(), 3), {'SIZE': 3})))"
+    )
+    assert run.returncode == 1, run.stderr
+    offences = [line for line in run.stderr.splitlines() if line.startswith("check_kernels:")]
+    assert len(offences) == 2, run.stderr
+    assert re.search(
+        r"spilling 1 warps on sm_90 \(probe\): \d+ bytes of stack; at most", offences[0]
+    )
+    assert "wrong 1 warps on sm_90 (probe): does not compile: " in offences[1]
+    rows = {line.split()[0]: line for line in run.stdout.splitlines() if line.startswith("  ")}
+    assert re.search(r"plain FLAG 1 warps +\| +\d+ +0 +0.0$", rows["plain"])
+    assert re.search(r"\d+ STL, \d+ LDL", rows["spilling"])
+
+
+def test_launches_are_specialised_as_triton_does_at_run_time(probe):
+    run = probe(
+        "print(json.dumps([describe(*a) for a in [(48, tensor()), (64, tensor(4)), (47, tensor()), "
+        "(1, tensor()), (2**40, tensor()), (48, tensor(1)), (48, tensor(dtype=torch.bfloat16)), "
+        "(48, tensor(), {'SIZE': 128, 'FLAG': True})]]))"
+    )
+    assert run.returncode == 0, run.stderr
+    aligned, same, unaligned, one, long, offset, bf16, other = json.loads(run.stdout)
+    module, kernel, signature, constants, attributes, warps = aligned
+    assert (module, kernel, warps) == ("__main__", "plain", 1)
+    assert dict(signature) == {
+        "x_ptr": "*fp32",
+        "y_ptr": "*fp32",
+        "size": "i32",
+        "SIZE": "constexpr",
+        "FLAG": "constexpr",
+    }
+    assert constants == [[[3], 64], [[4], True]]
+    assert attributes == [[[i], [["tt.divisibility", 16]]] for i in range(3)]
+    assert same == aligned
+    assert [where for where, _ in unaligned[4]] == [[0], [1]]
+    assert [[2], 1] in one[3]
+    assert dict(one[2])["size"] == "constexpr"
+    assert dict(long[2])["size"] == "i64"
+    assert [where for where, _ in offset[4]] == [[1], [2]]
+    assert dict(bf16[2])["x_ptr"] == "*bf16"
+    assert [[3], 128] in other[3]
+
+
+def test_script_compiles_a_workload_for_a_chip():
+    run = run_program(SCRIPTS / "check_kernels", "--workload", "gradcheck", "--arch", "sm_80")
+    assert run.returncode == 0, run.stderr
+    assert "gradcheck fp64" in run.stdout
+    assert "DMMA" in run.stdout
+    assert {"sm_80"} == set(re.findall(r"sm_\d+", run.stdout))
+
+
+def test_every_kernel_is_compiled_for_every_chip(probe):
+    run = probe("print(json.dumps([kernels(), recorded()]))")
+    assert run.returncode == 0, run.stderr
+    kernels, recorded = json.loads(run.stdout)
+    assert len(kernels) > 5
+    assert recorded == dict.fromkeys(("sm_80", "sm_90", "sm_100"), kernels)
+
+
+GOOD = {
+    "registers": 255,
+    "stack": 0,
+    "local": 0,
+    "shared": 163 * 1024,
+    "tensor_memory": 512,
+    "instructions": {},
+}
+
+
+def test_what_fits_a_chip_has_no_fault(ahead_of_time):
+    for chip in ahead_of_time.SHARED_LIMITS:
+        assert ahead_of_time.faults(ahead_of_time.Resources(**GOOD), chip) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "chip", "message"),
+    [
+        ({"stack": 1}, "sm_90", "1 bytes of stack; at most 0"),
+        ({"registers": 32, "stack": 8}, "sm_90", "32 registers and a stack: ptxas gave up"),
+        ({"local": 8}, "sm_90", "8 bytes of local memory; at most 0"),
+        ({"shared": 163 * 1024 + 1}, "sm_80", "a block of sm_80 has at most 166912"),
+        ({"shared": 227 * 1024 + 1}, "sm_90", "a block of sm_90 has at most 232448"),
+        ({"shared": 227 * 1024 + 1}, "sm_100", "a block of sm_100 has at most 232448"),
+        ({"tensor_memory": 513}, "sm_100", "513 columns of tensor memory"),
+    ],
+)
+def test_what_does_not_fit_is_a_fault(ahead_of_time, monkeypatch, found, chip, message):
+    monkeypatch.setattr(ahead_of_time, "STACK_LIMIT", 0)
+    faults = ahead_of_time.faults(ahead_of_time.Resources(**{**GOOD, **found}), chip)
+    assert any(message in fault for fault in faults)
+
+
+def test_a_few_bytes_of_stack_are_left_to_older_compilers(ahead_of_time, monkeypatch):
+    monkeypatch.setattr(ahead_of_time, "STACK_LIMIT", 32)
+    for stack, faults in ((32, 0), (40, 1)):
+        found = ahead_of_time.Resources(**{**GOOD, "stack": stack})
+        assert len(ahead_of_time.faults(found, "sm_90")) == faults

@@ -1,0 +1,371 @@
+"""The slot update against the same formulas in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from fastslots_kernels import SlotAttentionWeights
+from fastslots_kernels.fused import update
+from fastslots_kernels.fused.folded import FoldedWeights, fold
+from fastslots_kernels.fused.launch import record_launches
+from fastslots_kernels.fused.reductions import converged, reduce_splits
+from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.fused.update import Gates, Keys, make_keys, recompute_gates, update_slots
+from tests.kernels.cases import FigureTwo
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NORM_EPS = 1e-5, 2e-3, 5e-3  # such that one taken for another shows
+
+# Rows and widths that no block divides; the last sizes take several blocks of each.
+RAGGED = Sizes(
+    batch=3, num_inputs=9, input_size=10, num_slots=4, slot_size=7, num_heads=3, mlp_size=5
+)
+ONE_SLOT = RAGGED._replace(num_slots=1, num_heads=1)
+LARGE = Sizes(
+    batch=4, num_inputs=9, input_size=80, num_slots=5, slot_size=72, num_heads=2, mlp_size=100
+)
+SIZES = [
+    pytest.param(RAGGED, 3, id="ragged"),
+    pytest.param(ONE_SLOT, 1, id="one-slot"),
+    pytest.param(LARGE, 2, id="larger-than-a-block"),
+]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What enters a slot update; no input reached the last image, and the padding of the sums is NaN."""
+
+    sums: Tensor  # [B, S, sums_size]
+    slots: Tensor  # [R, D]
+    w: FoldedWeights
+    sizes: Sizes
+
+    def to_float64(self) -> Problem:
+        w = FoldedWeights(*(tensor.double() for tensor in self.w))
+        return replace(self, sums=self.sums.double(), slots=self.slots.double(), w=w)
+
+
+def make_problem(sizes: Sizes, splits: int, dtype: torch.dtype = torch.float64) -> Problem:
+    """Random values, rounded to the tile dtype `dtype` and its accumulator's."""
+    generator = torch.Generator().manual_seed(0)
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    b, _, c, k, d, heads, m = sizes
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, acc)
+
+    def matrix(*shape: int) -> Tensor:
+        return (normal(*shape) / shape[1] ** 0.5).to(dtype)
+
+    matrices = [
+        matrix(*shape) for shape in [(d, heads * c), (3 * d, heads * c), (3 * d, d), (m, d), (d, m)]
+    ]
+    lengths = c, c, d, d, d, d, 3 * d, 3 * d, m, d
+    vectors = [normal(d, heads), *(normal(length) for length in lengths)]
+    total = 0.1 + normal(b, splits, k * heads).abs()
+    sums = normal(b, splits, k * heads, c) * total.unsqueeze(-1)
+    total[-1], sums[-1] = 0, 0
+    padding = total.new_full((b, splits, sizes.sums_size - k * heads * (c + 1)), float("nan"))
+    all_sums = torch.cat([sums.flatten(2), total, padding], 2)
+    return Problem(all_sums, normal(b * k, d), FoldedWeights(*matrices, *vectors), sizes)
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fills new memory with NaN, in which an entry that nobody writes shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def empty_keys(p: Problem) -> Keys:
+    rows, width, heads = len(p.slots), p.sizes.width, p.sizes.num_heads
+    return Keys(p.w.keys.new_empty(rows, width), p.slots.new_empty(rows, heads))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a bᵀ``, of operands in the dtype of the matrix b, added up in that of a."""
+    return a.to(b.dtype).to(a.dtype) @ b.to(a.dtype).T
+
+
+def expected_keys(slots: Tensor, p: Problem) -> dict[str, Tensor]:
+    w = p.w
+    normed = F.layer_norm(
+        slots, slots.shape[1:], w.norm_slots_weight, w.norm_slots_bias, NORM_EPS[1]
+    )
+    return {"m": product(normed, w.keys.T).to(w.keys.dtype), "c": normed @ w.keys_bias}
+
+
+def expected_gates(p: Problem) -> dict[str, Tensor]:
+    w, (b, _, c, k, d, heads, _) = p.w, p.sizes
+    reduced = p.sums.sum(1)[:, : k * heads * (c + 1)]
+    sums, total = reduced.split([k * heads * c, k * heads], 1)
+    total = total.view(b, k * heads, 1)
+    mean = sums.view(b, k * heads, c) / torch.where(total > 0, total, 1)
+    averaged = torch.where(total > 0, mean * w.scale + w.shift, 0).view(b * k, heads * c)
+    from_updates = product(averaged, w.values) + w.gru_bias_ih
+    from_slots = product(p.slots, w.hidden) + w.gru_bias_hh
+    from_hidden = from_slots[:, 2 * d :]
+    reset, keep = (from_updates + from_slots)[:, : 2 * d].sigmoid().chunk(2, 1)
+    new = torch.tanh(from_updates[:, 2 * d :] + reset * from_hidden)
+    return {
+        "reset": reset,
+        "keep": keep,
+        "new": new,
+        "from_hidden": from_hidden,
+        "output": (1 - keep) * new + keep * p.slots,
+        "averaged": averaged.to(w.values.dtype),
+        "reduced": reduced,
+    }
+
+
+def expected_update(p: Problem) -> dict[str, Tensor]:
+    w, gates = p.w, expected_gates(p)
+    output = gates["output"]
+    hidden = F.layer_norm(output, output.shape[1:], w.norm_mlp_weight, w.norm_mlp_bias, NORM_EPS[2])
+    hidden = F.relu(product(hidden, w.mlp_0) + w.mlp_0_bias)
+    slots = output + product(hidden, w.mlp_2) + w.mlp_2_bias
+    residual = torch.stack([(slots - p.slots).square().sum(1), slots.square().sum(1)], 1)
+    found = {"slots": slots, "residual": residual, "reduced": gates["reduced"]}
+    return found | expected_keys(slots, p)
+
+
+def run_update(p: Problem, *, in_place: bool = False, stop: int = 0) -> dict[str, Tensor]:
+    """All outputs of `update_slots`, the sums without their padding."""
+    with poisoned_memory():
+        slots = p.slots.clone()
+        new = slots if in_place else torch.empty_like(slots)
+        keys, residual = empty_keys(p), slots.new_empty(len(slots), 2)
+        reduced = slots.new_empty(len(p.sums), p.sizes.sums_size)
+        update_slots(
+            p.sums,
+            slots,
+            new,
+            torch.empty_like(slots),
+            keys,
+            p.w,
+            p.sizes,
+            NORM_EPS,
+            "ieee",
+            residual=residual,
+            stop=torch.tensor(stop, dtype=torch.int32, device=DEVICE),
+            reduced=reduced,
+        )
+    reduced = reduced[:, : p.sizes.virtual * (p.sizes.input_size + 1)]
+    return {"slots": new, "residual": residual, "reduced": reduced} | keys._asdict()
+
+
+def assert_close(
+    actual: dict[str, Tensor], expected: Callable[[Problem], dict[str, Tensor]], p: Problem
+) -> None:
+    """Within 1e-12 in float64, else within twice the error of the same formulas in the same dtypes."""
+    oracle, plain = expected(p.to_float64()), expected(p)
+    assert {name: x.dtype for name, x in actual.items()} == {n: x.dtype for n, x in plain.items()}
+    for name, exact in oracle.items():
+        scale = float(exact.abs().max())
+        error, allowed = (float((x[name].double() - exact).abs().max()) for x in (actual, plain))
+        relative = 1e-12 if p.slots.dtype == torch.float64 else torch.finfo(p.slots.dtype).eps
+        budget = 2 * allowed + relative * scale
+        assert error <= budget, (
+            f"{name}: error {error:.3g}, plain's {allowed:.3g}, scale {scale:.3g}"
+        )
+
+
+@pytest.fixture(params=[1, 2], ids=["one-launch", "two-launches"])
+def num_launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Either form of the update, whatever the bytes of the weights."""
+    number: int = request.param
+    monkeypatch.setattr(update, "_SMALL_WEIGHTS", 1 << 30 if number == 1 else 0)
+    return number
+
+
+@DTYPES
+@pytest.mark.parametrize(("sizes", "splits"), SIZES)
+def test_keys_match_plain_pytorch(sizes: Sizes, splits: int, dtype: torch.dtype) -> None:
+    p = make_problem(sizes, splits, dtype)
+    with poisoned_memory():
+        keys = empty_keys(p)
+        make_keys(p.slots, keys, p.w, sizes, NORM_EPS[1], "ieee")
+    assert_close(keys._asdict(), lambda p: expected_keys(p.slots, p), p)
+
+
+@DTYPES
+@pytest.mark.parametrize(("sizes", "splits"), SIZES)
+@pytest.mark.usefixtures("num_launches")
+def test_update_matches_plain_pytorch(sizes: Sizes, splits: int, dtype: torch.dtype) -> None:
+    p = make_problem(sizes, splits, dtype)
+    assert_close(run_update(p), expected_update, p)
+
+
+@DTYPES
+@pytest.mark.parametrize(("sizes", "splits"), SIZES)
+def test_gates_match_plain_pytorch(sizes: Sizes, splits: int, dtype: torch.dtype) -> None:
+    p = make_problem(sizes, splits, dtype)
+    p = replace(p, sums=p.sums.sum(1, keepdim=True))
+    with poisoned_memory():
+        gates = recompute_gates(p.sums, p.slots, p.w, sizes, "ieee")
+
+    def expected(p: Problem) -> dict[str, Tensor]:
+        return {name: x for name, x in expected_gates(p).items() if name in Gates._fields}
+
+    assert_close(gates._asdict(), expected, p)
+
+
+def test_outputs_that_nobody_wants_change_nothing(num_launches: int) -> None:
+    p = make_problem(RAGGED, 3)
+    new = torch.empty_like(p.slots)
+    arguments = p.sums, p.slots, new, torch.empty_like(new), None, p.w, p.sizes, NORM_EPS, "ieee"
+    with record_launches() as launches:
+        update_slots(*arguments)
+    update_slots(*arguments)
+    assert len(launches) == num_launches
+    assert torch.equal(new, run_update(p)["slots"])
+
+
+@pytest.mark.usefixtures("num_launches")
+def test_new_slots_may_take_the_memory_of_the_old() -> None:
+    p = make_problem(RAGGED._replace(batch=5), 2)
+    apart, in_place = run_update(p), run_update(p, in_place=True)
+    for name, expected in apart.items():
+        assert torch.equal(in_place[name], expected), name
+
+
+@pytest.mark.usefixtures("num_launches")
+def test_a_set_flag_leaves_everything_untouched() -> None:
+    p = make_problem(RAGGED, 3)
+    outputs = run_update(p, in_place=True, stop=1)
+    assert torch.equal(outputs.pop("slots"), p.slots)
+    for name, output in outputs.items():
+        assert output.isnan().all(), name
+
+
+@pytest.mark.usefixtures("num_launches")
+def test_nan_stays_within_its_image_and_is_not_taken_for_an_empty_one() -> None:
+    p = make_problem(RAGGED, 3)
+    clean = run_update(p)["slots"].unflatten(0, (RAGGED.batch, -1))
+    p.sums[1] = torch.nan
+    slots = run_update(p)["slots"].unflatten(0, (RAGGED.batch, -1))
+    assert slots[1].isnan().all()
+    assert torch.equal(slots[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"), [(64, ["_update_kernel"]), (192, ["_gru_kernel", "_update_kernel"])]
+)
+def test_only_small_weights_take_one_launch(width: int, expected: list[str]) -> None:
+    sizes = Sizes(2, 9, width, 4, width, 1, width)
+    p = make_problem(sizes, 1, torch.float16)
+    with record_launches() as launches:
+        run_update(p)
+    assert [launch.kernel.__name__ for launch in launches] == expected
+
+
+@pytest.mark.usefixtures("num_launches")
+def test_rows_past_the_last_are_not_written() -> None:
+    p = make_problem(RAGGED, 3)
+    all_images, first_image = run_update(p), run_update(replace(p, sizes=RAGGED._replace(batch=1)))
+    for name, output in first_image.items():
+        written = len(output) // RAGGED.batch
+        assert torch.equal(output[:written], all_images[name][:written]), name
+        assert output[written:].isnan().all(), name
+
+
+def test_an_empty_batch_launches_nothing() -> None:
+    sizes = RAGGED._replace(batch=0)
+    p = make_problem(RAGGED, 1)
+    p = Problem(p.sums[:0], p.slots[:0], p.w, sizes)
+    stop, used = torch.zeros(2, dtype=torch.int64, device=DEVICE).unbind()
+    with record_launches() as launches:
+        outputs = run_update(p)
+        make_keys(p.slots, empty_keys(p), p.w, sizes, 1e-5, "ieee")
+        gates = recompute_gates(p.sums, p.slots, p.w, sizes, "ieee")
+        converged(outputs["residual"], stop.int(), used, sizes, 1e-3)
+        assert reduce_splits(p.sums).shape == (0, 1, sizes.sums_size)
+    assert launches == []
+    assert gates.averaged.shape == (0, sizes.width)
+
+
+@pytest.mark.parametrize("splits", [1, 17, 40])
+def test_many_splits_are_added_up(splits: int) -> None:
+    partial = make_problem(RAGGED._replace(input_size=30), splits).sums.nan_to_num()
+    with poisoned_memory():
+        sums = reduce_splits(partial)
+    torch.testing.assert_close(sums, partial.sum(1, keepdim=True), rtol=1e-13, atol=1e-13)
+
+
+MANY = RAGGED._replace(batch=150, num_slots=19)  # more images and slots than a block
+
+
+@pytest.mark.parametrize(
+    ("image", "change", "stops"),
+    [(0, 0.0, 1), (0, 2e-4, 0), (149, 2e-4, 0), (149, 0.9e-4, 1), (70, torch.nan, 0)],
+    ids=["all-below", "first-above", "last-above", "last-just-below", "nan"],
+)
+def test_iterations_stop_when_every_image_has_converged(
+    image: int, change: float, stops: int
+) -> None:
+    residual = torch.ones(MANY.batch, MANY.num_slots, 2, dtype=torch.float64, device=DEVICE)
+    residual[..., 0] = 0
+    residual[image, -1, 0] = change**2 * MANY.num_slots  # relative to all slots of the image
+    stop = torch.zeros((), dtype=torch.int32, device=DEVICE)
+    used = torch.tensor(3, device=DEVICE)
+    converged(residual.flatten(0, 1), stop, used, MANY, 1e-4)
+    assert (int(stop), int(used)) == (stops, 4)
+
+
+def test_iterations_after_the_last_are_not_counted() -> None:
+    stop = torch.ones((), dtype=torch.int32, device=DEVICE)
+    used = torch.tensor(3, device=DEVICE)
+    converged(torch.ones(RAGGED.rows, 2, device=DEVICE), stop, used, RAGGED, 1e-4)
+    assert (int(stop), int(used)) == (1, 3)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_folded_weights_give_the_products_of_figure_two(heads: int) -> None:
+    c, d, k = 10, 12, 4
+    module = FigureTwo(c, d, 5, torch.Generator().manual_seed(0)).to(DEVICE, torch.float64)
+    weights = SlotAttentionWeights.from_module(module)
+    generator = torch.Generator().manual_seed(1)
+    inputs, slots, attn = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
+        for shape in [(6, c), (k, d), (heads, k, 6)]
+    )
+    attn = attn.softmax(-1)
+
+    def by_head(x: Tensor) -> Tensor:
+        return x.unflatten(1, (heads, -1)).transpose(0, 1)
+
+    with torch.no_grad():
+        w = fold(weights, heads, torch.float64)
+        normed, normed_slots = module.norm_inputs(inputs), module.norm_slots(slots)
+        keys, values = by_head(module.project_k(normed)), by_head(module.project_v(normed))
+        queries = by_head(module.project_q(normed_slots)) * (d // heads) ** -0.5
+        updates = (attn @ values).transpose(0, 1).flatten(1)
+
+        x = F.layer_norm(inputs, (c,))
+        m, constants = by_head(normed_slots @ w.keys), (normed_slots @ w.keys_bias).T
+        averaged = (attn @ x * w.scale + w.shift).transpose(0, 1).flatten(1)
+    logits = m @ x.T + constants.unsqueeze(-1)
+    torch.testing.assert_close(logits, queries @ keys.mT, rtol=1e-12, atol=1e-12)
+    from_updates = F.linear(updates, weights.gru_weight_ih)
+    torch.testing.assert_close(averaged @ w.values.T, from_updates, rtol=1e-12, atol=1e-12)
+    assert all(
+        torch.equal(folded, original)
+        for folded, original in [
+            (w.hidden, weights.gru_weight_hh),
+            (w.mlp_0, weights.mlp_0_weight),
+            (w.mlp_2, weights.mlp_2_weight),
+        ]
+    )

@@ -1,0 +1,252 @@
+"""The slot update's backward against autograd of the same formulas, in float64 and in the kernels' dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from fastslots_kernels.fused.folded import FoldedWeights
+from fastslots_kernels.fused.launch import record_launches
+from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.fused.update import Gates
+from fastslots_kernels.fused.update_backward import (
+    keys_backward,
+    new_vectors,
+    no_update_gradients,
+    sum_vectors,
+    update_backward,
+)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EPS = {"norm_slots": 1e-3, "norm_mlp": 1e-2}
+RAGGED = Sizes(2, 0, input_size=10, num_slots=4, slot_size=7, num_heads=3, mlp_size=5)
+SIZES = [
+    pytest.param(RAGGED, id="ragged-everywhere"),
+    pytest.param(Sizes(1, 0, 16, 1, 16, 1, 16), id="one-slot"),
+    pytest.param(Sizes(3, 0, 40, 7, 72, 1, 100), id="wider-than-a-block"),
+    pytest.param(Sizes(5, 0, 70, 7, 24, 2, 33), id="three-tiles-of-slots"),
+]
+DTYPES = [torch.float32, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fills new memory with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class Problem(NamedTuple):
+    """A step's arguments and the gradients that reach it, in the accumulator's dtype but for matrices."""
+
+    w: FoldedWeights
+    slots: Tensor  # [R, D]
+    sums: Tensor  # [B, 1, sums_size], NaN in the padding; the first of several slots is empty
+    d_new: Tensor  # [R, D]
+    d_keys: Tensor  # [B, S, sums_size], NaN in the padding
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """Everything in one dtype."""
+        return Problem(
+            FoldedWeights(*(x.to(dtype) for x in self.w)), *(x.to(dtype) for x in self[1:])
+        )
+
+
+def make_problem(sizes: Sizes, dtype: torch.dtype, num_splits: int = 3) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    accumulator = torch.promote_types(dtype, torch.float32)
+
+    def normal(*shape: int, dtype: torch.dtype = accumulator) -> Tensor:
+        return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+    def sums_like(splits: int) -> Tensor:
+        sums = normal(sizes.batch, splits, sizes.sums_size)
+        sums[..., sizes.virtual * (sizes.input_size + 1) :] = torch.nan
+        return sums
+
+    c, d, h, m, width = sizes[2], sizes[4], sizes[5], sizes[6], sizes.width
+    matrices = [(d, width), (3 * d, width), (3 * d, d), (m, d), (d, m)]
+    vectors = [(d, h), (c,), (c,), (d,), (d,), (d,), (d,), (3 * d,), (3 * d,), (m,), (d,)]
+    w = FoldedWeights(
+        *(normal(*shape, dtype=dtype) * shape[1] ** -0.5 for shape in matrices),
+        *(normal(*shape) for shape in vectors),
+    )
+    sums = sums_like(1)
+    total = sums[:, :, sizes.virtual * c :][..., : sizes.virtual]
+    total.copy_(total.abs() + 0.5)
+    if sizes.rows > 1:
+        total[0, 0, 0] = 0
+        sums[0, 0, :c] = 0
+    return Problem(w, normal(sizes.rows, d), sums, normal(sizes.rows, d), sums_like(num_splits))
+
+
+def parts(sums: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """``[R, H, C]`` and ``[R, H]`` of sums ``[B, sums_size]``."""
+    length = sizes.virtual * sizes.input_size
+    shape = sizes.rows, sizes.num_heads
+    u, z = sums[:, :length], sums[:, length : length + sizes.virtual]
+    return u.reshape(*shape, sizes.input_size), z.reshape(shape)
+
+
+class Step(NamedTuple):
+    """What the formulas give."""
+
+    new: Tensor
+    m: Tensor
+    c: Tensor
+    gates: Gates
+
+
+def step(w: FoldedWeights, slots: Tensor, sums: Tensor, sizes: Sizes, dtype: torch.dtype) -> Step:
+    """The formulas, with the operands of products rounded to `dtype` and everything else as given."""
+
+    def product(x: Tensor, matrix: Tensor) -> Tensor:
+        return (x.to(dtype) @ matrix.to(dtype)).to(x.dtype)
+
+    d = sizes.slot_size
+    u, z = parts(sums[:, 0], sizes)
+    filled = (z > 0)[..., None]
+    mean = u / z.masked_fill(z == 0, 1)[..., None]
+    averaged = ((mean * w.scale + w.shift) * filled).reshape(sizes.rows, sizes.width)
+    reset_in, keep_in, new_in = (product(averaged, w.values.T) + w.gru_bias_ih).split(d, 1)
+    reset_slots, keep_slots, from_hidden = (product(slots, w.hidden.T) + w.gru_bias_hh).split(d, 1)
+    reset, keep = (reset_in + reset_slots).sigmoid(), (keep_in + keep_slots).sigmoid()
+    new = (new_in + reset * from_hidden).tanh()
+    output = (1 - keep) * new + keep * slots
+    normed = F.layer_norm(output, (d,), w.norm_mlp_weight, w.norm_mlp_bias, EPS["norm_mlp"])
+    hidden = F.relu(product(normed, w.mlp_0.T) + w.mlp_0_bias)
+    keys = F.layer_norm(slots, (d,), w.norm_slots_weight, w.norm_slots_bias, EPS["norm_slots"])
+    return Step(
+        output + product(hidden, w.mlp_2.T) + w.mlp_2_bias,
+        product(keys, w.keys),
+        keys @ w.keys_bias,
+        Gates(reset, keep, new, from_hidden, output, averaged.to(dtype)),
+    )
+
+
+def by_autograd(p: Problem, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Gradients of all arguments by name, products rounded to `dtype`."""
+    p = p.to(p.slots.dtype)
+    leaves = p.w._asdict() | {"slots": p.slots, "sums": p.sums}
+    leaves = {name: x.clone().requires_grad_() for name, x in leaves.items()}
+    *weights, slots, sums = leaves.values()
+    result = step(FoldedWeights(*weights), slots, sums, sizes, dtype)
+    d_m, d_c = parts(p.d_keys.sum(1), sizes)
+    d_m = d_m.reshape(result.m.shape)
+    grads = torch.autograd.grad(
+        [result.new, result.m, result.c], list(leaves.values()), [p.d_new, d_m, d_c]
+    )
+    return without_padding(dict(zip(leaves, grads, strict=True)), sizes)
+
+
+def by_kernels(p: Problem, sizes: Sizes) -> dict[str, Tensor]:
+    """As `by_autograd`; matrices' gradients are made from the factors that the kernels leave."""
+    gates = step(p.w, p.slots, p.sums, sizes, p.w.keys.dtype).gates
+    gates = Gates(*(x.contiguous() for x in gates))
+    vectors = new_vectors(p.w, sizes)
+    update = update_backward(
+        p.d_new, p.slots, p.sums, gates, p.w, sizes, EPS["norm_mlp"], "ieee", vectors
+    )
+    keys = keys_backward(p.d_keys, p.slots, update, p.w, sizes, EPS["norm_slots"], "ieee", vectors)
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        return left.T.to(p.slots.dtype) @ right.to(left.dtype).to(p.slots.dtype)
+
+    gradients = sum_vectors(vectors, sizes) | {
+        "keys": product(keys.normed, keys.d_m),
+        "values": product(update.d_input_gates, gates.averaged),
+        "hidden": product(update.d_hidden_gates, p.slots),
+        "mlp_0": product(update.d_hidden, update.normed),
+        "mlp_2": product(p.d_new, update.hidden),
+        "slots": update.d_slots,
+        "sums": update.d_sums,
+    }
+    return without_padding(gradients, sizes)
+
+
+def without_padding(gradients: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
+    length = sizes.virtual * (sizes.input_size + 1)
+    return gradients | {"sums": gradients["sums"][..., :length]}
+
+
+def largest_error(actual: Tensor, oracle: Tensor) -> float:
+    return float((actual.double() - oracle).abs().max())
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_gradients_match_autograd_in_float64(sizes: Sizes) -> None:
+    p = make_problem(sizes, torch.float64)
+    actual, oracle = by_kernels(p, sizes), by_autograd(p, sizes, torch.float64)
+    assert actual.keys() == oracle.keys()
+    for name, expected in oracle.items():
+        assert actual[name].shape == expected.shape, name
+        error, scale = largest_error(actual[name], expected), float(expected.abs().max())
+        assert error <= 1e-11 * scale, f"{name}: error {error:.3g}, scale {scale:.3g}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_gradients_are_within_twice_the_error_of_autograd(sizes: Sizes, dtype: torch.dtype) -> None:
+    p = make_problem(sizes, dtype)
+    oracle = by_autograd(p.to(torch.float64), sizes, torch.float64)
+    eager, actual = by_autograd(p, sizes, dtype), by_kernels(p, sizes)
+    for name, expected in oracle.items():
+        error, allowed = (largest_error(x[name], expected) for x in (actual, eager))
+        budget = 2 * allowed + torch.finfo(dtype).eps * float(expected.abs().max())
+        assert error <= budget, f"{name}: error {error:.3g}, autograd's {allowed:.3g}"
+
+
+def test_an_empty_slot_passes_no_gradient_to_its_sums_nor_to_the_inputs_affine() -> None:
+    sizes = Sizes(1, 0, 16, 1, 16, 1, 16)
+    p = make_problem(sizes, torch.float64)
+    p.sums[..., :17] = 0
+    gradients = by_kernels(p, sizes)
+    for name in ("sums", "scale", "shift", "values"):
+        assert torch.equal(gradients[name], torch.zeros_like(gradients[name])), name
+    assert gradients["slots"].abs().min() > 0
+
+
+def test_without_a_gradient_of_the_new_slots_only_the_keys_count() -> None:
+    p = make_problem(RAGGED, torch.float64)
+    vectors = new_vectors(p.w, RAGGED)
+    update = no_update_gradients(p.w, RAGGED, vectors)
+    assert all(float(x.abs().max()) == 0 for x in update)
+    keys_backward(p.d_keys, p.slots, update, p.w, RAGGED, EPS["norm_slots"], "ieee", vectors)
+    oracle = by_autograd(p._replace(d_new=torch.zeros_like(p.d_new)), RAGGED, torch.float64)
+    actual = sum_vectors(vectors, RAGGED) | {"slots": update.d_slots}
+    for name, value in actual.items():
+        torch.testing.assert_close(value, oracle[name], rtol=1e-11, atol=1e-11, msg=name)
+
+
+def test_a_nan_in_one_slot_stays_in_its_row_and_in_the_sums_over_rows() -> None:
+    p = make_problem(RAGGED, torch.float64)
+    p.sums[1, 0, RAGGED.width * RAGGED.num_slots] = torch.nan  # Z of the second image's first slot
+    gradients = by_kernels(p, RAGGED)
+    broken = gradients["slots"].isnan().any(1)
+    assert broken.tolist() == [row == RAGGED.num_slots for row in range(RAGGED.rows)]
+    assert gradients["mlp_2_bias"].isfinite().all()
+    assert gradients["gru_bias_ih"].isnan().any()
+
+
+def test_results_are_the_same_bits_again() -> None:
+    p = make_problem(RAGGED, torch.float32)
+    first, second = by_kernels(p, RAGGED), by_kernels(p, RAGGED)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_empty_batch_has_zero_gradients_and_launches_nothing() -> None:
+    sizes = RAGGED._replace(batch=0)
+    with record_launches() as launches:
+        gradients = by_kernels(make_problem(sizes, torch.float32), sizes)
+    assert not launches
+    assert gradients["slots"].shape == (0, sizes.slot_size)
+    weights = {name: x for name, x in gradients.items() if name not in ("slots", "sums")}
+    assert all(float(x.abs().max()) == 0 for x in weights.values())
