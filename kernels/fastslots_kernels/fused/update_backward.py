@@ -31,9 +31,7 @@ class UpdateGradients(NamedTuple):
     """
 
     d_sums: Tensor  # [B, 1, sums_size], laid out like the sums; its padding is not written
-    d_slots: (
-        Tensor  # [R, D]: what reaches the old slots past the gates; completed by `keys_backward`
-    )
+    d_slots: Tensor  # [R, D]: past the gates; `keys_backward` adds the rest
     d_input_gates: Tensor  # [R, 3 D]
     d_hidden_gates: Tensor  # [R, 3 D]
     hidden: Tensor  # [R, M], after the ReLU
