@@ -54,7 +54,11 @@ def slot_attention(
             ``‖f(s) - s‖ / ‖f(s)‖`` is below it. The fused kernels decide that on the device; the other
             backends wait for it once per iteration.
         return_attn: Whether to return the attention.
-        backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``. The fused kernels need an NVIDIA
+            GPU with 160 KiB of shared memory per block (or, interpreted, ``TRITON_INTERPRET=1`` and CPU
+            tensors), H K ≤ 64, C ≤ 512, D ≤ 512 (float64: 256), and at most 32 KiB for H K, rounded up to
+            a power of two, times C. ``"auto"`` takes them for CUDA tensors within these limits, else
+            ``"torch"``; `resolve_backend` says which and why.
 
     Returns:
         The slots, ``[B, K, D]``; the attention ``[B, N, K]`` of the last step or None: the softmax, summed

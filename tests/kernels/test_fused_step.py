@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,10 +192,12 @@ def test_works_under_data_parallel_training() -> None:
         torch.testing.assert_close(parameter.grad, grad)
 
 
-def resolve(b: int = 1, n: int = 4, c: int = 8, k: int = 2, d: int = 8, heads: int = 1) -> str:
-    module = SlotAttention(1, k, c, d, 8, heads)
+def resolve(
+    c: int = 8, k: int = 2, d: int = 8, heads: int = 1, dtype: torch.dtype = torch.float32
+) -> str:
+    module = SlotAttention(1, k, c, d, 8, heads).to(dtype)
     weights = SlotAttentionWeights.from_module(module)
-    inputs, slots = torch.zeros(b, n, c), torch.zeros(b, k, d)
+    inputs, slots = torch.zeros(1, 4, c, dtype=dtype), torch.zeros(1, k, d, dtype=dtype)
     with pytest.raises(RuntimeError) as error:
         resolve_backend("triton", inputs, slots, weights, heads)
     resolved = resolve_backend("auto", inputs, slots, weights, heads)
@@ -205,10 +208,31 @@ def resolve(b: int = 1, n: int = 4, c: int = 8, k: int = 2, d: int = 8, heads: i
 
 def test_limits_name_the_rule_and_the_value() -> None:
     assert "heads times slots must be at most 64; got 66" in resolve(k=33, heads=2)
-    assert "input width must be at most 256 with 64 heads times slots; got 257" in resolve(
-        k=64, c=257
-    )
+    rule = "of {} bytes an entry, the input width must be at most {}; got {}"
+    assert rule.format(4, 512, 513) in resolve(c=513)
+    assert rule.format(4, 128, 129) in resolve(k=64, c=129)
+    assert rule.format(2, 256, 257) in resolve(k=64, c=257, dtype=torch.float16)
+    assert rule.format(8, 128, 129) in resolve(k=20, c=129, dtype=torch.float64)
     assert "slot width must be at most 512; got 513" in resolve(d=513)
+    assert "slot width must be at most 256; got 257" in resolve(d=257, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("properties", "reason"),
+    [
+        ((7, 5, 64), "need compute capability 8.0 or more; got 7.5"),
+        ((8, 9, 99), "need 160 KiB of shared memory in a block; got 99"),
+        ((9, 0, 227), None),
+    ],
+)
+def test_a_gpu_that_cannot_run_them_is_named(
+    properties: tuple[int, int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    major, minor, shared = properties
+    gpu = SimpleNamespace(major=major, minor=minor, shared_memory_per_block_optin=shared * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    found = limits._why_not_gpu(0)
+    assert found is None if reason is None else found is not None and reason in found
 
 
 def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,11 @@ def attend_blocks(sizes: Sizes, dtype: torch.dtype) -> AttendBlocks:
     """Tiles for inputs of a tile dtype, such that nothing spills to memory."""
     columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
     if dtype.itemsize == 2:
-        inputs, warps, stages = 64 if columns <= 128 else 32, 4, 3
+        inputs, warps, stages = (
+            64 if columns <= 128 else 32,
+            4 if columns * virtual <= 8192 else 8,
+            3,
+        )
     else:
         inputs, warps, stages = 32 if dtype.itemsize == 4 and virtual <= 32 else 16, 8, 1
     return AttendBlocks(inputs, columns, virtual, warps, stages)

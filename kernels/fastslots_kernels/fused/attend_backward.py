@@ -149,13 +149,14 @@ class AttendBackwardBlocks(NamedTuple):
 def attend_backward_blocks(sizes: Sizes, dtype: torch.dtype) -> AttendBackwardBlocks:
     """Tiles for inputs of a tile dtype, such that nothing spills to memory."""
     columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
+    entries = columns * virtual
     if dtype.itemsize == 2:
-        inputs, chunk = 32 if columns <= 256 else 16, 64
-        warps = 4 if columns * virtual <= 4096 else 8
+        inputs, chunk = 32 if columns <= 256 and entries <= 8192 else 16, 64
+        warps, stages = 4 if entries <= 4096 else 8, 2 if entries <= 8192 else 1
+    elif dtype.itemsize == 4 and entries <= 1024:
+        inputs, chunk, warps, stages = 32, 64, 4, 1
     else:
-        inputs, chunk = (32, 64) if dtype.itemsize == 4 and columns <= 64 else (16, 32)
-        warps = 4 if columns <= 64 else 8
-    stages = 2 if dtype.itemsize == 2 else 1
+        inputs, chunk, warps, stages = 16, 32, 8, 1
     return AttendBackwardBlocks(inputs, columns, virtual, min(columns, chunk), warps, stages)
 
 

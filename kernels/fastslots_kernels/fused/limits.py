@@ -11,10 +11,13 @@ from torch import Tensor
 from fastslots_kernels.fused.sizes import padded
 from fastslots_kernels.weights import SlotAttentionWeights
 
-# A program holds a tile of virtual slots by columns of the inputs, and tiles of whole slots.
 MOST_VIRTUAL_SLOTS = 64
-MOST_TILE_ENTRIES = 16_384
+WIDEST_INPUT = 512
 WIDEST_SLOT = 512
+# A program holds several tiles of virtual slots by columns of the inputs, or of whole slots.
+LEAST_SHARED_KIB = 160
+MOST_TILE_BYTES = 32 * 1024
+MOST_SLOT_BYTES = 2 * 1024
 
 _INSTALLED = find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read by Triton too when it is imported
@@ -36,7 +39,12 @@ def why_not(
     return (
         why_not_here()
         or _why_not_device(inputs)
-        or _why_not_sizes(num_heads * slots.shape[1], weights.input_size, weights.slot_size)
+        or _why_not_sizes(
+            num_heads * slots.shape[1],
+            weights.input_size,
+            weights.slot_size,
+            tile_dtype(inputs).itemsize,
+        )
     )
 
 
@@ -51,10 +59,7 @@ def tile_dtype(inputs: Tensor) -> torch.dtype:
 def _why_not_device(inputs: Tensor) -> str | None:
     device = inputs.device
     if device.type == "cuda":
-        major, minor = _capability(device.index)
-        if torch.version.hip is not None or major < 8:
-            return f"they need an NVIDIA GPU of compute capability 8.0 or more; got {major}.{minor}"
-        return None
+        return _why_not_gpu(device.index)
     if device.type != "cpu":
         return f"they need CUDA tensors; got tensors on {device}"
     if not _INTERPRETED:
@@ -64,20 +69,32 @@ def _why_not_device(inputs: Tensor) -> str | None:
     return None
 
 
-def _why_not_sizes(virtual: int, input_size: int, slot_size: int) -> str | None:
-    if virtual > MOST_VIRTUAL_SLOTS:
-        return f"heads times slots must be at most {MOST_VIRTUAL_SLOTS}; got {virtual}"
-    widest = MOST_TILE_ENTRIES // padded(virtual)
-    if input_size > widest:
-        return f"the input width must be at most {widest} with {virtual} heads times slots; got {input_size}"
-    if slot_size > WIDEST_SLOT:
-        return f"the slot width must be at most {WIDEST_SLOT}; got {slot_size}"
+def _why_not_gpu(index: int) -> str | None:
+    if torch.version.hip is not None:
+        return "they need an NVIDIA GPU"
+    gpu = torch.cuda.get_device_properties(index)
+    if gpu.major < 8:
+        return f"they need compute capability 8.0 or more; got {gpu.major}.{gpu.minor}"
+    shared = gpu.shared_memory_per_block_optin // 1024
+    if shared < LEAST_SHARED_KIB:
+        return f"they need {LEAST_SHARED_KIB} KiB of shared memory in a block; got {shared}"
     return None
 
 
-def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
-
-
 # What torch.compiler.assume_constant_result does; that would import the compiler, which takes seconds.
-_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_why_not_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _why_not_sizes(virtual: int, input_size: int, slot_size: int, itemsize: int) -> str | None:
+    if virtual > MOST_VIRTUAL_SLOTS:
+        return f"heads times slots must be at most {MOST_VIRTUAL_SLOTS}; got {virtual}"
+    widest = min(WIDEST_INPUT, MOST_TILE_BYTES // (itemsize * padded(virtual)))
+    if input_size > widest:
+        return (
+            f"with {virtual} heads times slots of {itemsize} bytes an entry, "
+            f"the input width must be at most {widest}; got {input_size}"
+        )
+    widest = min(WIDEST_SLOT, MOST_SLOT_BYTES // itemsize)
+    if slot_size > widest:
+        return f"the slot width must be at most {widest}; got {slot_size}"
+    return None
