@@ -14,9 +14,11 @@ from PIL import Image
 # other processes are busy.
 torch.set_num_threads(1)
 
-# Without a GPU the kernels run in Triton's interpreter. It is chosen when they are imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All tests but those of the GPU run the kernels in Triton's interpreter, chosen when it is imported."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

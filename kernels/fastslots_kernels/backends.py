@@ -89,6 +89,7 @@ def make_step(
     if name == "triton":
         return FusedStep(
             inputs,
+            slots,
             weights,
             num_heads=num_heads,
             epsilon=epsilon,

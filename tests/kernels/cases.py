@@ -26,7 +26,9 @@ class FigureTwo(nn.Module):
         self.gru = nn.GRUCell(d, d)
         self.mlp = nn.Sequential(nn.Linear(d, m), nn.ReLU(), nn.Linear(m, d))
         for name, parameter in self.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * 0.3
+            # Of usual size: logits of unusual size would amplify rounding.
+            scale = min(0.3, parameter.shape[-1] ** -0.5)
+            noise = torch.randn(parameter.shape, generator=generator) * scale
             parameter.data.copy_(noise + (1 if "norm" in name and "weight" in name else 0))
 
 
@@ -120,7 +122,7 @@ def run(problem: Problem, backend: str, **options: Any) -> dict[str, Tensor]:
     )
     grads = {"d_inputs": inputs.grad, "d_slots": slots.grad}
     grads |= {f"d_{name}": p.grad for name, p in problem.module.named_parameters()}
-    zero = torch.zeros((), dtype=problem.inputs.dtype)
+    zero = torch.zeros((), dtype=problem.inputs.dtype, device=problem.inputs.device)
     return {"slots": new.detach(), "attn": attn.detach()} | {
         name: zero if grad is None else grad.clone() for name, grad in grads.items()
     }

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastslots import SlotAttention
 from fastslots.benchmark.memory import memory_use
-from fastslots_kernels import SlotAttentionWeights, resolve_backend
-from fastslots_kernels.fused import forward, limits, ops
+from fastslots_kernels import SlotAttentionWeights, resolve_backend, slot_attention
+from fastslots_kernels.fused import FusedStep, forward, limits, ops
 from fastslots_kernels.fused.folded import fold
 from tests.kernels.cases import (
     Case,
@@ -40,7 +40,7 @@ def operator_arguments(masked: bool, requires_grad: bool) -> tuple[list[Any], li
     for tensor in (inputs, slots, *tensors):
         tensor.requires_grad_(requires_grad)
     iterate = [inputs, slots, problem.mask, folded, 2, 2, 0.1, 1e-8, eps]
-    step = [inputs, slots, problem.mask, tensors, folded, 2, 1e-8, eps, True, True]
+    step = [inputs, slots, problem.mask, tensors, folded, 2, 1e-8, eps, torch.float32, True]
     d = problem.d_slots, problem.d_attn
     backward = [inputs, slots, problem.mask, tensors, None, *d, torch.float64, 2, 1e-8, eps, True]
     return iterate, step, backward
@@ -54,6 +54,100 @@ def test_operators_are_registered_as_pytorch_wants_them(requires_grad: bool) -> 
     if not requires_grad:  # the other two are called without a graph alone
         torch.library.opcheck(ops.iterate, iterate)
         torch.library.opcheck(ops.step_backward, backward)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_operators_take_tensors_that_are_not_contiguous() -> None:
+    for operator, arguments in zip(
+        (ops.iterate, ops.step, ops.step_backward), operator_arguments(True, False), strict=True
+    ):
+        arguments = [t.mT.contiguous().mT if is_matrix(t) else t for t in arguments]
+        arguments[3] = [t.mT.contiguous().mT if is_matrix(t) else t for t in arguments[3]]
+        if operator is ops.iterate:
+            arguments[3] = [t.contiguous() for t in arguments[3]]  # what `fold` makes is
+        torch.library.opcheck(operator, arguments)
+
+
+def is_matrix(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim >= 2 and value.dtype != torch.bool
+
+
+@pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
+@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize("grad", [True, False])
+def test_results_have_the_dtype_of_the_slots(gradient: str, iterations: int, grad: bool) -> None:
+    options = {"gradient": gradient, "num_iterations": iterations}
+    problem = make_problem(Case(), torch.float16)
+    weights = SlotAttentionWeights.from_module(problem.module)
+    with torch.set_grad_enabled(grad):
+        new, attn, _ = slot_attention(
+            problem.inputs, problem.slots, weights, backend="triton", **options
+        )
+    assert new.dtype == attn.dtype == torch.float16
+
+
+def test_autocast_decides_the_dtype_of_the_products() -> None:
+    problem = make_problem(Case(), torch.float32)
+    weights = SlotAttentionWeights.from_module(problem.module)
+    with torch.autocast("cpu", torch.float16):
+        step = FusedStep(
+            problem.inputs,
+            problem.slots,
+            weights,
+            num_heads=1,
+            epsilon=0.0,
+            mask=None,
+            keep_sums=True,
+        )
+    assert [t.dtype for t in step.folded[:5]] == [torch.float16] * 5
+    assert {t.dtype for t in step.folded[5:]} == {torch.float32}
+
+
+def test_an_empty_batch_takes_one_iteration_to_converge_like_any_backend() -> None:
+    problem = make_problem(Case(), torch.float32)
+    weights = SlotAttentionWeights.from_module(problem.module)
+    inputs, slots = problem.inputs[:0], problem.slots[:0]
+    used = [
+        int(slot_attention(inputs, slots, weights, num_iterations=9, tolerance=t, backend=name)[2])
+        for name in ("triton", "torch")
+        for t in (None, 0.1)
+    ]
+    assert used == [9, 1, 9, 1]
+
+
+def test_a_slot_that_nobody_attends_to_gets_the_mean_in_float16_too() -> None:
+    problem = make_problem(Case(k=2, n=30), torch.float32)
+    module = problem.module
+    with torch.no_grad():  # the second slot's key is far below the first's for every input
+        module.norm_inputs.weight.zero_()
+        module.norm_inputs.bias.fill_(1.0)
+        problem.slots[:] = torch.linspace(-1, 1, 8)
+        problem.slots[:, 1] *= -1
+        module.project_q.weight.copy_(torch.eye(8) * 8)
+        module.project_k.weight[:] = torch.linspace(-1, 1, 8)[:, None] * 4
+        module.norm_slots.weight.fill_(1.0)
+        module.norm_slots.bias.zero_()
+    weights = SlotAttentionWeights.from_module(module)
+    arguments = (problem.inputs, problem.slots, weights)
+    exact, attn, _ = slot_attention(*arguments, num_iterations=0, backend="reference")
+    with torch.autocast("cpu", torch.float16):
+        new, _, _ = slot_attention(*arguments, num_iterations=0, backend="triton")
+    assert float(attn.detach().min()) < 1e-12
+    torch.testing.assert_close(new, exact, rtol=0, atol=0.02)
+
+
+# The interpreter, NumPy, mentions what a GPU does in silence in rows that nobody reads.
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+def test_a_layer_norm_without_epsilon_is_finite_at_rows_that_are_not_there() -> None:
+    problem = make_problem(Case(n=21, masked=True))
+    for name in ("norm_inputs", "norm_slots", "norm_mlp"):
+        getattr(problem.module, name).eps = 0.0
+    problem.inputs = problem.inputs.nan_to_num(1.0)
+    actual = run(problem, "triton")
+    problem.mask, keep = None, problem.mask
+    assert keep is not None
+    assert all(value.isfinite().all() for value in actual.values())
+    assert (actual["d_inputs"][~keep] == 0).all()
 
 
 def kept_bytes(module: SlotAttention, inputs: Tensor, slots: Tensor, num_iterations: int) -> int:
@@ -229,6 +323,7 @@ def test_a_gpu_that_cannot_run_them_is_named(
     properties: tuple[int, int, int], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     major, minor, shared = properties
+    monkeypatch.setattr(limits, "_INTERPRETED", False)
     gpu = SimpleNamespace(major=major, minor=minor, shared_memory_per_block_optin=shared * 1024)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     found = limits._why_not_gpu(0)
@@ -249,7 +344,12 @@ def test_cpu_tensors_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_machine_without_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no CUDA device, and TRITON_INTERPRET=1 is not set" in resolve()
+    with pytest.raises(RuntimeError, match="no CUDA device, and TRITON_INTERPRET=1 is not set"):
+        resolve_backend("triton")
+
+
+def test_the_interpreter_refuses_gpus() -> None:
+    assert limits._why_not_gpu(0) == "TRITON_INTERPRET=1 is set, for CPU tensors"
 
 
 def test_the_interpreter_refuses_bfloat16() -> None:

@@ -36,6 +36,7 @@ def _attend_kernel(
     mask_stride_n,
     SIZE: tl.constexpr,  # C
     EPSILON: tl.constexpr,
+    SCALE: tl.constexpr,  # of the weights
     NORM_EPS: tl.constexpr,
     NORMALIZED: tl.constexpr,
     HAS_MASK: tl.constexpr,
@@ -82,7 +83,7 @@ def _attend_kernel(
         logits = add_dot(tl.zeros([BLOCK_N, BLOCK_V], acc), x, m, PRECISION) + bias[None, :]
         attn = softmax(logits)
         present = valid[:, None] & (v < num_virtual)[None, :]
-        weights = tl.where(present, attn + EPSILON, 0.0).to(tile)
+        weights = tl.where(present, (attn + EPSILON) * SCALE, 0.0).to(tile)
         # The divisor sums the rounded weights, so that U / Z stays a mean.
         total += tl.sum(weights.to(acc), 0)
         sums = add_dot(sums, tl.trans(weights), x, PRECISION)
@@ -92,8 +93,8 @@ def _attend_kernel(
             attn = tl.where(present, attn, 0.0).to(attn_ptr.dtype.element_ty)
             tl.store(attn_ptrs, attn, mask=stored)
 
-    tl.store(sums_ptr + within, sums, mask=kept)
-    tl.store(sums_ptr + num_virtual * SIZE + v, total, mask=v < num_virtual)
+    tl.store(sums_ptr + within, sums / SCALE, mask=kept)
+    tl.store(sums_ptr + num_virtual * SIZE + v, total / SCALE, mask=v < num_virtual)
 
 
 class AttendBlocks(NamedTuple):
@@ -110,14 +111,20 @@ def attend_blocks(sizes: Sizes, dtype: torch.dtype) -> AttendBlocks:
     """Tiles for inputs of a tile dtype, such that nothing spills to memory."""
     columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
     if dtype.itemsize == 2:
-        inputs, warps, stages = (
-            64 if columns <= 128 else 32,
-            4 if columns * virtual <= 8192 else 8,
-            3,
-        )
+        # Rows that are not aligned take an address per entry.
+        inputs = 64 if columns <= 128 and sizes.input_size % 16 == 0 else 32
+        warps, stages = 4 if columns * virtual <= 8192 else 8, 3
     else:
         inputs, warps, stages = 32 if dtype.itemsize == 4 and virtual <= 32 else 16, 8, 1
     return AttendBlocks(inputs, columns, virtual, warps, stages)
+
+
+def weight_scale(dtype: torch.dtype) -> float:
+    """A power of two by which weights are multiplied while they have the tile dtype.
+
+    Weights are between epsilon and little more than 1: float16 has no number as small as the usual epsilon.
+    """
+    return 2.0**14 if dtype == torch.float16 else 1.0
 
 
 def num_splits(sizes: Sizes, dtype: torch.dtype, num_processors: int) -> int:
@@ -179,6 +186,7 @@ def attend(
         *rows.stride()[:2],
         SIZE=sizes.input_size,
         EPSILON=epsilon,
+        SCALE=weight_scale(m.dtype),
         NORM_EPS=norm_eps or 0.0,
         NORMALIZED=norm_eps is None,
         HAS_MASK=mask is not None,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastslots_kernels.fused.attend import split_size
+from fastslots_kernels.fused.attend import split_size, weight_scale
 from fastslots_kernels.fused.inputs import image_rows, load_normalized
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.sizes import Sizes, padded
@@ -45,6 +45,7 @@ def _attend_backward_kernel(
     SIZE: tl.constexpr,  # C
     HEADS: tl.constexpr,  # H
     EPSILON: tl.constexpr,
+    SCALE: tl.constexpr,  # of the weights
     NORM_EPS: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_D_ATTN: tl.constexpr,
@@ -108,9 +109,9 @@ def _attend_backward_kernel(
         d_m = add_dot(d_m, tl.trans(d_logits), x, PRECISION)
 
         if NEED_INPUTS:
-            weights = tl.where(present, attn + EPSILON, 0.0).to(tile)
+            weights = tl.where(present, (attn + EPSILON) * SCALE, 0.0).to(tile)
             # Both means of dx̃ over the columns that the LayerNorm's backward takes, from what is at hand.
-            a, d_l = weights.to(acc), d_logits.to(acc)
+            a, d_l = weights.to(acc) / SCALE, d_logits.to(acc)
             d_mean = tl.sum(a * d_sums_mean + d_l * m_mean, 1)
             d_along = tl.sum(a * along_d_sums + d_l * along_m, 1) / SIZE
             for chunk in tl.static_range(0, SIZE, CHUNK):
@@ -121,7 +122,7 @@ def _attend_backward_kernel(
                 m_chunk = tl.load(m_ptr + within_chunk, mask=kept_chunk, other=0.0)
                 d_chunk = tl.load(d_sums_ptr + within_chunk, mask=kept_chunk, other=0.0)
                 d_x = add_dot(tl.zeros([BLOCK_N, CHUNK], acc), weights, d_chunk.to(tile), PRECISION)
-                d_x = add_dot(d_x, d_logits, m_chunk, PRECISION)
+                d_x = add_dot(d_x / SCALE, d_logits, m_chunk, PRECISION)
                 pointers = image_ptr + n[:, None] * stride_n + cc[None, :].to(tl.int64) * stride_c
                 x_chunk = tl.load(pointers, mask=valid[:, None] & columns, other=0.0).to(acc)
                 x_chunk = (x_chunk - mean[:, None] - rest[:, None]) * rstd[:, None]
@@ -156,7 +157,7 @@ def attend_backward_blocks(sizes: Sizes, dtype: torch.dtype) -> AttendBackwardBl
     elif dtype.itemsize == 4 and entries <= 1024:
         inputs, chunk, warps, stages = 32, 64, 4, 1
     else:
-        inputs, chunk, warps, stages = 16, 32, 8, 1
+        inputs, chunk, warps, stages = 16, 32 if entries <= 2048 else 16, 8, 1
     return AttendBackwardBlocks(inputs, columns, virtual, min(columns, chunk), warps, stages)
 
 
@@ -218,6 +219,7 @@ def attend_backward(
         SIZE=sizes.input_size,
         HEADS=sizes.num_heads,
         EPSILON=epsilon,
+        SCALE=weight_scale(m.dtype),
         NORM_EPS=norm_eps,
         HAS_MASK=mask is not None,
         HAS_D_ATTN=d_attn is not None,

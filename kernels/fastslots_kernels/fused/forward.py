@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastslots_kernels.fused.attend import attend, num_splits
 from fastslots_kernels.fused.folded import FoldedWeights
+from fastslots_kernels.fused.normalize import normalize, normalizes_once
 from fastslots_kernels.fused.reductions import converged, reduce_splits
 from fastslots_kernels.fused.sizes import Sizes
 from fastslots_kernels.fused.update import Keys, make_keys, update_slots
@@ -90,6 +90,10 @@ def run_iterations(
         The slots ``[B, K, D]`` in the accumulator's dtype, and the iterations used, int64.
     """
     sizes, inputs = call.sizes, call.inputs
+    if sizes.batch == 0:  # all of no images have converged after one iteration
+        taken = num_iterations if tolerance is None else 1
+        used = torch.full((), taken, dtype=torch.int64, device=inputs.device)
+        return slots.new_empty(slots.shape, dtype=call.accumulator), used
     # A copy, since iterations write the new slots where the old ones were.
     state = call.rows(slots).clone()
     device = inputs.device
@@ -100,7 +104,8 @@ def run_iterations(
         watch = _Watch(stop, state.new_empty(sizes.rows, 2), tolerance)
     norm_eps: float | None = call.norm_eps[0]
     if normalizes_once(inputs.dtype, call.w.keys.dtype, num_iterations):
-        inputs, norm_eps = _normalize(call), None
+        tile = call.w.keys.dtype
+        inputs, norm_eps = normalize(inputs, call.mask, sizes, call.norm_eps[0], tile), None
 
     scratch, keys = torch.empty_like(state), call.make_keys(state)
     sums = call.new_sums(call.splits())
@@ -146,7 +151,7 @@ def run_step(
         attn_dtype: Dtype of the attention, or None for none.
 
     Returns:
-        The new slots ``[B, K, D]`` in the dtype of the old, the softmax over the slots summed over heads,
+        The new slots ``[B, K, D]`` in the accumulator's dtype, the softmax over the slots summed over heads,
         ``[B, N, K]``, or None, and the sums ``[B, 1, sums_size]``.
     """
     sizes = call.sizes
@@ -157,7 +162,8 @@ def run_step(
         shape = (sizes.batch, sizes.num_inputs, sizes.virtual)
         attn = call.inputs.new_empty(shape, dtype=attn_dtype)
     run_attend(call, keys, sums, attn)
-    new, scratch, reduced = torch.empty_like(old), torch.empty_like(old), call.new_sums(1)
+    new, scratch = torch.empty_like(old), torch.empty_like(old)
+    reduced = call.new_sums(1).zero_()  # its padding is nobody's, but leaves with an operator
     update_slots(
         few_splits(sums),
         old,
@@ -172,7 +178,7 @@ def run_step(
     )
     if attn is not None and sizes.num_heads > 1:
         attn = attn.unflatten(2, (sizes.num_slots, sizes.num_heads)).sum(3)
-    return new.view(slots.shape).to(slots.dtype), attn, reduced
+    return new.view(slots.shape), attn, reduced
 
 
 def run_attend(call: Call, keys: Keys, sums: Tensor, attn: Tensor | None) -> None:
@@ -188,22 +194,6 @@ def run_attend(call: Call, keys: Keys, sums: Tensor, attn: Tensor | None) -> Non
         precision=call.precision,
         attn=attn,
     )
-
-
-def normalizes_once(dtype: torch.dtype, tile: torch.dtype, num_iterations: int) -> bool:
-    """Whether to store ``x̃`` in the tile dtype rather than to normalise the inputs in every iteration.
-
-    It costs one pass that reads the inputs and writes ``x̃``, and saves bytes where ``x̃`` is narrower.
-    """
-    return dtype.itemsize + tile.itemsize + num_iterations * tile.itemsize < (
-        num_iterations * dtype.itemsize
-    )
-
-
-def _normalize(call: Call) -> Tensor:
-    """``x̃`` in the tile dtype, ``[B, N, C]``; anything at masked inputs, which nobody reads."""
-    normed = F.layer_norm(call.inputs, call.inputs.shape[2:], eps=call.norm_eps[0])
-    return normed.to(call.w.keys.dtype)
 
 
 def few_splits(sums: Tensor) -> Tensor:

@@ -51,4 +51,6 @@ def load_normalized(
     x = tl.where(columns, x - mean[:, None], 0.0)
     rest = tl.sum(x, 1) / SIZE if TILE.primitive_bitwidth > 16 else tl.zeros_like(mean)
     normed, rstd = layer_norm(x, columns, SIZE, EPS)
-    return normed, mean, rest, rstd
+    # Without an epsilon, rows of zeros, such as those that are not there, have no finite rstd.
+    normed = tl.where(valid[:, None], normed, 0.0)
+    return normed, mean, rest, tl.where(valid, rstd, 0.0)

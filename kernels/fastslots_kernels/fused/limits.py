@@ -20,14 +20,15 @@ MOST_TILE_BYTES = 32 * 1024
 MOST_SLOT_BYTES = 2 * 1024
 
 _INSTALLED = find_spec("triton") is not None
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # read by Triton too when it is imported
+# As Triton reads it, when it is imported.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def why_not_here() -> str | None:
-    """Why the kernels cannot run on this machine, whatever the tensors, or None."""
+    """Why the kernels cannot run on this machine, whatever the tensors, or None. Wakes no GPU."""
     if not _INSTALLED:
         return "triton is not installed"
-    if torch.cuda.is_available() or _INTERPRETED:
+    if _INTERPRETED or torch.cuda.is_available():
         return None
     return "there is no CUDA device, and TRITON_INTERPRET=1 is not set"
 
@@ -36,15 +37,13 @@ def why_not(
     inputs: Tensor, slots: Tensor, weights: SlotAttentionWeights, num_heads: int
 ) -> str | None:
     """Why the kernels cannot run on these tensors, with the rule and the value, or None."""
-    return (
-        why_not_here()
-        or _why_not_device(inputs)
-        or _why_not_sizes(
-            num_heads * slots.shape[1],
-            weights.input_size,
-            weights.slot_size,
-            tile_dtype(inputs).itemsize,
-        )
+    if not _INSTALLED:
+        return why_not_here()
+    return _why_not_device(inputs) or _why_not_sizes(
+        num_heads * slots.shape[1],
+        weights.input_size,
+        weights.slot_size,
+        tile_dtype(inputs).itemsize,
     )
 
 
@@ -70,6 +69,8 @@ def _why_not_device(inputs: Tensor) -> str | None:
 
 
 def _why_not_gpu(index: int) -> str | None:
+    if _INTERPRETED:
+        return "TRITON_INTERPRET=1 is set, for CPU tensors"
     if torch.version.hip is not None:
         return "they need an NVIDIA GPU"
     gpu = torch.cuda.get_device_properties(index)

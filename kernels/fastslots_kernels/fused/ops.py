@@ -50,7 +50,7 @@ def iterate(
 def _(
     inputs: Tensor, slots: Tensor, mask: Tensor | None, folded: Sequence[Tensor], *_: Any
 ) -> tuple[Tensor, Tensor]:
-    state = torch.empty_like(slots, dtype=FoldedWeights(*folded).scale.dtype)
+    state = slots.new_empty(slots.shape, dtype=FoldedWeights(*folded).scale.dtype)
     return state, torch.empty((), dtype=torch.int64, device=inputs.device)
 
 
@@ -64,7 +64,7 @@ def step(
     num_heads: int,
     epsilon: float,
     norm_eps: Sequence[float],
-    return_attn: bool,
+    attn_dtype: torch.dtype | None,
     keep_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One tracked step: new slots, attention and sums, the last two empty if not asked for.
@@ -75,7 +75,7 @@ def step(
 
     with _on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
-        new, attn, sums = run_step(call, slots, slots.dtype if return_attn else None)
+        new, attn, sums = run_step(call, slots, attn_dtype)
     attn = slots.new_empty(0) if attn is None else attn
     return new, attn, sums if keep_sums else sums.new_empty(0)
 
@@ -90,15 +90,16 @@ def _(
     num_heads: int,
     epsilon: float,
     norm_eps: Sequence[float],
-    return_attn: bool,
+    attn_dtype: torch.dtype | None,
     keep_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     sizes = _sizes(inputs, slots, folded, num_heads)
     batch, n, k = sizes.batch, sizes.num_inputs, sizes.num_slots
-    attn = slots.new_empty((batch, n, k) if return_attn else 0)
+    dtype = FoldedWeights(*folded).scale.dtype
+    attn = slots.new_empty(0 if attn_dtype is None else (batch, n, k), dtype=attn_dtype)
     shape = (batch, 1, sizes.sums_size) if keep_sums else (0,)
-    sums = slots.new_empty(shape, dtype=FoldedWeights(*folded).scale.dtype)
-    return torch.empty_like(slots, memory_format=torch.contiguous_format), attn, sums
+    sums = slots.new_empty(shape, dtype=dtype)
+    return slots.new_empty(slots.shape, dtype=dtype), attn, sums
 
 
 @torch.library.custom_op("fastslots::step_backward", mutates_args=())
@@ -149,10 +150,9 @@ def _(
 ) -> list[Tensor]:
     by_name = dict(zip(TENSORS, weights, strict=True))
     d_inputs = torch.empty_like(inputs) if need_inputs else inputs.new_empty(0)
-    d_slots = torch.empty_like(slots, memory_format=torch.contiguous_format)
-    matrices = [torch.empty_like(by_name[name]) for name in _MATRICES]
+    matrices = [by_name[name].new_empty(by_name[name].shape) for name in _MATRICES]
     total = sum(by_name[name].shape[0] for name in _VECTORS)
-    return [d_inputs, d_slots, *matrices, weights[0].new_empty(total)]
+    return [d_inputs, slots.new_empty(slots.shape), *matrices, weights[0].new_empty(total)]
 
 
 def _setup_context(

@@ -46,4 +46,7 @@ class Sizes(NamedTuple):
 
 def padded(size: int) -> int:
     """The next power of two, at least 16: what a tile of that size takes up."""
-    return max(16, 1 << (size - 1).bit_length())
+    power = 16
+    while power < size:  # comparisons: a compiler may leave the size itself open
+        power *= 2
+    return power

@@ -23,6 +23,7 @@ class FusedStep:
     def __init__(
         self,
         inputs: Tensor,
+        slots: Tensor,
         weights: SlotAttentionWeights,
         *,
         num_heads: int,
@@ -31,14 +32,18 @@ class FusedStep:
         keep_sums: bool,
     ) -> None:
         self.inputs, self.mask, self.keep_sums = inputs, mask, keep_sums
+        self.attn_dtype = slots.dtype
         self.weights = list(weights.named_tensors().values())
         self.options = num_heads, float(epsilon), list(weights.norm_eps)
-        device = inputs.device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            self.folded = list(fold(weights, num_heads, tile_dtype(inputs)))
+        dtype = tile_dtype(inputs)  # autocast's, which must not touch the products of weights
+        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+            self.folded = list(fold(weights, num_heads, dtype))
 
     def __call__(self, slots: Tensor, *, return_attn: bool) -> tuple[Tensor, Tensor | None]:
-        """``[B, K, D]`` slots to the next ones, and the softmax ``[B, N, K]`` summed over heads."""
+        """``[B, K, D]`` slots to the next ones, float32 or float64, and the softmax ``[B, N, K]``.
+
+        The softmax is summed over heads and has the dtype of the call's slots.
+        """
         new, attn, _ = ops.step(
             self.inputs,
             slots,
@@ -46,7 +51,7 @@ class FusedStep:
             self.weights,
             self.folded,
             *self.options,
-            return_attn,
+            self.attn_dtype if return_attn else None,
             self.keep_sums,
         )
         return new, attn if return_attn else None
