@@ -73,7 +73,7 @@ WORKLOADS = {
     "dinosaur": Workload(Sizes(64, 1369, 256, 11, 256, 1, 1024), ("bf16", "ieee")),
     "dinosaur24": Workload(Sizes(64, 1369, 256, 24, 256, 1, 1024), ("bf16",)),
     "long": Workload(Sizes(1, 1_048_576, 64, 16, 64, 1, 64), ("fp16",)),
-    "ragged": Workload(Sizes(3, 1001, 40, 5, 48, 3, 56), ("mixed",), optional=True),
+    "ragged": Workload(Sizes(3, 1001, 40, 5, 48, 3, 56), ("mixed",), 5, optional=True),
     "gradcheck": Workload(Sizes(2, 20, 16, 3, 16, 1, 16), ("fp64",)),
 }
 

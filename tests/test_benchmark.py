@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,6 @@ from benchmarks.readme import filled
 from fastslots.benchmark import (
     Call,
     Case,
-    IncorrectResultError,
     Problem,
     Provider,
     Results,
@@ -25,12 +25,14 @@ from fastslots.benchmark import (
     measure_constant_memory,
     memory_use,
     plot_case,
+    prepare,
     preset,
     providers,
     result_tables,
     run_benchmark,
-    runner,
+    timing,
 )
+from fastslots.benchmark.compile_budget import CompileBudget
 from fastslots.benchmark.plot import spread_out
 from fastslots.benchmark.report import digits
 from fastslots.benchmark.timing import time_in_turns
@@ -122,7 +124,9 @@ def test_right_results_pass_the_check(dtype, gradient):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("wrong", ["slots", "attn", "gradient"])
-def test_wrong_results_stop_the_benchmark_before_timing(monkeypatch, dtype, wrong):
+def test_a_provider_with_wrong_results_is_left_out_and_the_others_are_timed(
+    monkeypatch, dtype, wrong
+):
     right = calls.slot_attention
 
     def perturbed(*args, backend, **options):
@@ -134,11 +138,11 @@ def test_wrong_results_stop_the_benchmark_before_timing(monkeypatch, dtype, wron
         return slots, attn, used
 
     monkeypatch.setattr(calls, "slot_attention", perturbed)
-    monkeypatch.setattr(runner, "time_in_turns", lambda *_: pytest.fail("timed wrong results"))
-    with pytest.raises(
-        IncorrectResultError, match=rf"torch \(implicit, 1 iterations, .*{wrong}.*at most"
-    ):
-        run_benchmark([dataclasses.replace(TINY, dtype=dtype)], [TORCH], CPU)
+    case = dataclasses.replace(TINY, dtype=dtype)
+    measured = run_benchmark([case], [TORCH, REFERENCE], CPU, repeats=3)
+    assert {row.provider for row in measured.rows} == {"reference"}
+    (entry,) = measured.wrong
+    assert re.match(rf"torch \(implicit, 1 iterations, .*{wrong}.*at most", entry.reason)
 
 
 class FakeCall:
@@ -334,6 +338,36 @@ def test_what_does_not_fit_the_gpu_is_left_out_with_its_reason(monkeypatch):
     assert [(s.iterations, s.reason) for s in measured.skipped] == [
         (2, "out of memory: CUDA out of memory. Tried to allocate 2 GiB")
     ]
+
+
+@pytest.mark.parametrize("when", ["check_call", "memory_use", "_times"])
+def test_what_runs_out_of_memory_later_leaves_the_others(monkeypatch, when):
+    where = {"check_call": prepare, "memory_use": prepare, "_times": timing}[when]
+    right = getattr(where, when)
+
+    def run_out(first, *others):
+        call = getattr(first, "__self__", first)
+        if call.provider == TORCH and call.iterations == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(first, *others)
+
+    monkeypatch.setattr(where, when, run_out)
+    measured = run_benchmark([TINY], [REFERENCE, TORCH], CPU, repeats=3)
+    left = {(row.provider, row.iterations) for row in measured.rows} - {("torch", 1)}
+    assert left == {("reference", 1), ("reference", 2)}
+    assert {s.provider for s in measured.skipped} == {"torch"}
+    assert not measured.wrong
+    assert "out of memory" in measured.skipped[0].reason
+
+
+def test_on_cuda_the_limit_alone_ends_compiling():
+    budgets = [CompileBudget(10, predicts=predicts) for predicts in (True, False)]
+    for budget in budgets:
+        budget.spend(100)  # loads the compiler
+        budget.spend(6)
+    assert [budget.allows() for budget in budgets] == [False, True]
+    budgets[1].spend(6)
+    assert not budgets[1].allows()
 
 
 def test_errors_of_eager_providers_are_not_hidden(monkeypatch):

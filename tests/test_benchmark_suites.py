@@ -95,11 +95,12 @@ def test_growth_is_that_of_every_implicit_provider_from_1_to_127_iterations():
 
 
 def test_tables_of_a_suite_show_speed_ups_and_growth():
-    text = speedup_markdown(gpu_rows())
+    text = speedup_markdown(merged([gpu_rows(), gpu_rows("flat-clevr-bf16", (1, 127))]))
     row = "| clevr-bf16 | implicit | 7 | 1.00 | 24.00x | 8.00x | 4.00x | 3.00x | 2.00x | - | 16.00x | 50% |"
     assert row in text
     assert "| clevr-bf16 | implicit | 127 |" not in text
-    assert "| clevr-bf16 | triton | 1.017 | 1.000 |" in text
+    assert "| flat-clevr-bf16 | triton | 1.017 | 1.000 |" in text
+    assert "| clevr-bf16 | triton |" not in text
     assert "control: the projection-free form in plain PyTorch" in text
     assert "after 127 iterations divided by that after 1" in text
 
@@ -186,6 +187,20 @@ def test_all_parts_together_are_all_shapes_and_precisions():
     assert PARTS["long-tf32"].case.iterations[-1] == 127
 
 
+def test_compiled_forms_in_tf32_are_measured_with_the_rest():
+    compiled = {
+        name
+        for name, part in PARTS.items()
+        if name.startswith(("slate128", "clevr")) and any(p.compiled for p in part.providers)
+    }
+    assert {name for name in compiled if PARTS[name].suite == "core"} == {
+        "slate128-bf16",
+        "clevr-bf16",
+    }
+    assert {"slate128-tf32-compiled", "clevr-tf32-compiled"} < compiled
+    assert Provider("triton", "implicit", graphed=True) in PARTS["clevr-tf32-compiled"].providers
+
+
 def test_rejects_a_part_that_there_is_not():
     with pytest.raises(ValueError, match=r"parts must be of .*; got \['huge'\]"):
         choose_parts(["core", "huge"])
@@ -195,7 +210,7 @@ def test_rejects_a_part_that_there_is_not():
 def test_every_part_has_a_tiny_form(name):
     part = PARTS[name].tiny()
     assert part.case.batch * part.case.num_inputs < 100
-    assert part.case.iterations == (1, 2)
+    assert part.case.iterations in ((1, 2), (2, 2))
     assert (part.case.precision, part.providers) == (
         PARTS[name].case.precision,
         PARTS[name].providers,
@@ -209,8 +224,10 @@ def test_a_tiny_part_is_measured_and_names_its_commit(tmp_path):
     assert {entry.provider for entry in results.skipped} == {"triton", "triton + graph"}
     assert (results.environment["commit"], results.environment["dirty"]) == ("abc", False)
     path = tmp_path / "part.json"
-    assert not is_measured(path, "abc")
+    assert not is_measured(path, "abc", results.environment["device"])
     results.save(path)
-    assert is_measured(path, "abc")
-    assert not is_measured(path, "def")
-    assert not is_measured(path, None)
+    device = results.environment["device"]
+    assert is_measured(path, "abc", device)
+    assert not is_measured(path, "abc", "another device")
+    assert not is_measured(path, "def", device)
+    assert not is_measured(path, None, device)

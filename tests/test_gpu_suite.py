@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 import sys
 from importlib.machinery import SourceFileLoader
@@ -61,6 +62,20 @@ def test_what_a_dry_run_passed_is_run_in_earnest(with_parts, tmp_path):
     assert with_parts(tmp_path, {"a": (BROKEN,)}) == 1
 
 
+def test_what_passed_on_another_device_is_run_again(with_parts, tmp_path):
+    with_parts(tmp_path, {"a": (CALM,)})
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(record(tmp_path, "a") | {"device": "another"}))
+    assert with_parts(tmp_path, {"a": (BROKEN,)}) == 1
+
+
+def test_what_failed_before_comes_after_what_was_never_tried(with_parts, tmp_path, capsys):
+    with_parts(tmp_path, {"a": (BROKEN,)})
+    capsys.readouterr()
+    with_parts(tmp_path, {"a": (CALM,), "b": (CALM,)})
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["b", "a"]
+
+
 def test_a_program_that_is_not_there_is_skipped_with_its_reason(with_parts, tmp_path):
     assert with_parts(tmp_path, {"a": (("no-such-sanitizer", "x"),)}) == 0
     found = record(tmp_path, "a")
@@ -73,12 +88,18 @@ def test_nothing_starts_when_the_time_is_up(with_parts, tmp_path, capsys):
     assert not (tmp_path / "a.json").exists()
 
 
+def test_a_benchmark_is_not_started_with_little_time_left(suite, tmp_path):
+    parts = {part.name: part for part in suite.all_parts(tmp_path, "abc", False)}
+    assert parts["benchmark-clevr-bf16"].least_s == parts["benchmark-flatness"].least_s == 150
+    assert parts["gradcheck-slate-float32"].least_s == 20
+    assert (parts["sanitizer-memcheck"].most_s, parts["tests-benchmark"].most_s) == (120, 420)
+
+
 @pytest.mark.parametrize(("most", "status"), [(420.0, "stopped"), (0.5, "failed")])
-def test_a_part_that_takes_too_long_is_ended(suite, tmp_path, monkeypatch, most, status):
+def test_a_part_that_takes_too_long_is_ended(suite, tmp_path, most, status):
     """By the end of all time it may go on in the next run; by its own limit it failed."""
-    monkeypatch.setattr(suite, "MOST_SECONDS", most)
     (tmp_path / "logs").mkdir()
-    found = suite.run(suite.Part("a", (ENDLESS,)), tmp_path, "abc", 1.0)
+    found = suite.run(suite.Part("a", (ENDLESS,), most_s=most), tmp_path, "abc", "gpu", 1.0)
     assert found.status == status
     assert found.reason.startswith("ran past 1 s")
     assert found.seconds < 30
@@ -87,12 +108,14 @@ def test_a_part_that_takes_too_long_is_ended(suite, tmp_path, monkeypatch, most,
 def test_parts_come_in_their_order_and_name_their_commands(suite, tmp_path):
     parts = list(suite.all_parts(tmp_path, "abc", dry_run=False))
     names = [part.name for part in parts]
-    kinds = list(dict.fromkeys(name.partition("-")[0] for name in names))
-    assert kinds == ["tests", "gradcheck", "sanitizer", "benchmark"]
-    assert names.index("benchmark-clevr-tf32") < names.index("benchmark-slate64-bf16")
+    kinds = [kind for kind, _ in itertools.groupby(name.partition("-")[0] for name in names)]
+    assert kinds == ["tests", "benchmark", "gradcheck", "benchmark", "sanitizer"]
+    assert names.index("benchmark-clevr-tf32") < names.index("benchmark-flatness")
+    assert names.index("gradcheck-slate-float32") < names.index("benchmark-slate64-bf16")
     assert len(set(names)) == len(names)
     (measure,) = next(part for part in parts if part.name == "benchmark-clevr-bf16").commands
     assert measure[-3:] == ("--commit", "abc", "clevr-bf16")
+    assert "--again" in measure
 
 
 def test_rejects_a_name_that_no_part_has(with_parts, tmp_path):
@@ -101,10 +124,11 @@ def test_rejects_a_name_that_no_part_has(with_parts, tmp_path):
 
 
 def test_a_dry_run_measures_a_part(suite, tmp_path):
-    arguments = ["--dry-run", "--only", "benchmark-flat-clevr", "--only", "tests"]
+    arguments = ["--dry-run", "--only", "benchmark-flat-clevr", "--only", "tests-kernels-r"]
     assert suite.main([*arguments, "--commit", "abc", "--output", str(tmp_path)]) == 0
-    assert record(tmp_path, "tests")["status"] == "passed"
-    assert record(tmp_path, "benchmark-flat-clevr-bf16")["status"] == "passed"
-    content = json.loads((tmp_path / "results" / "flat-clevr-bf16.json").read_text())
+    output = tmp_path / "dry-run"
+    assert record(output, "tests-kernels-rest")["status"] == "passed"
+    assert record(output, "benchmark-flat-clevr-bf16")["status"] == "passed"
+    content = json.loads((output / "results" / "flat-clevr-bf16.json").read_text())
     assert content["environment"]["commit"] == "abc"
     assert content["rows"]

@@ -31,11 +31,13 @@ def copy_gb_s(device: torch.device) -> float | None:
 def least_bytes(case: Case, provider: Provider, iterations: int) -> int:
     """What a forward reads if nothing of the inputs' size stays on the chip between steps.
 
-    The inputs once as they are, and once per step in the type of the products.
+    The inputs in every step, or once, to be normalised, and then in every step the normalised ones in
+    the type of the products: whichever is less.
     """
-    products = 2 if case.precision == "bf16" else DTYPES[case.dtype].itemsize
+    itemsize = DTYPES[case.dtype].itemsize
+    products = case.input_bytes // itemsize * (2 if case.precision == "bf16" else itemsize)
     steps = provider.steps(iterations)
-    return case.input_bytes + steps * case.input_bytes // DTYPES[case.dtype].itemsize * products
+    return min(steps * case.input_bytes, case.input_bytes + steps * products)
 
 
 def gb_s(num_bytes: int, ms: float) -> float:

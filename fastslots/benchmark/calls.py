@@ -113,7 +113,10 @@ class Call:
             RuntimeError: If that cannot be done.
         """
         self.graphs = Graphs(
-            self.compute, self.differentiate if self.provider.has_backward else None, pool
+            self.compute,
+            self.differentiate if self.provider.has_backward else None,
+            pool,
+            self.device,
         )
 
     def forward(self) -> Tensors:
@@ -182,8 +185,7 @@ def check_call(call: Call) -> str:
     found += compare(grads, eager_grads, oracle_grads, dtype, scale=largest(*oracle_grads.values()))
     for name, error, _, _, bound in (one for one in found if not one.ok):
         raise IncorrectResultError(
-            f"{_description(call)}: {name} is off by {error:.3g}; at most {bound:.3g} is rounding. "
-            "Nothing was measured"
+            f"{_description(call)}: {name} is off by {error:.3g}; at most {bound:.3g} is rounding"
         )
     return BY_ORACLE
 
@@ -193,8 +195,7 @@ def _check_runs(call: Call) -> str:
     wrong = [name for name, tensor in (outputs | grads).items() if not tensor.isfinite().all()]
     if wrong or outputs["slots"].shape != call.problem.slots.shape:
         raise IncorrectResultError(
-            f"{_description(call)}: slots have shape {list(outputs['slots'].shape)}, not finite are {wrong}. "
-            "Nothing was measured"
+            f"{_description(call)}: slots have shape {list(outputs['slots'].shape)}, not finite are {wrong}"
         )
     return BY_RUNNING
 

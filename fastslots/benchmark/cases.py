@@ -99,13 +99,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was not measured, and why. None: all values of that field."""
+    """What was not measured, and why. None: all values of that field. wrong: its results are."""
 
     provider: str
     reason: str
     case: str | None = None
     gradient: str | None = None
     iterations: int | None = None
+    wrong: bool = False
 
 
 # slate*: field sizes of SLATE at 64, 96 and 128 pixels. clevr: slot attention on 128 x 128 features.

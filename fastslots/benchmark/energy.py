@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 Counter = Callable[[], float]
+LEAST_WINDOW_S = 2.0  # the counter's steps are then a twentieth of it at most
+WARM_UP_S = 0.5  # until the power is that of the run, not of what ran before
 
 
 def energy_counter(device: torch.device) -> Counter | None:
@@ -44,18 +46,20 @@ def joules_per_run(
     synchronize: Callable[[], None],
     window_s: float,
 ) -> float | None:
-    """Joules of one run, the mean over as many as fill the window.
+    """Joules of one run, the mean over as many as fill the window, which a warm-up precedes.
 
     Args:
         run: What to run; warm.
         run_ms: How long one takes.
         counter: Of `energy_counter`.
         synchronize: Waits for the end of what was started.
-        window_s: How long to run; 0 measures nothing.
+        window_s: How long to run, and no less than 2 s; 0 measures nothing.
     """
     if counter is None or window_s <= 0:
         return None
-    runs = max(1, math.ceil(1e3 * window_s / run_ms))
+    runs = math.ceil(1e3 * max(window_s, LEAST_WINDOW_S) / run_ms)
+    for _ in range(math.ceil(1e3 * WARM_UP_S / run_ms)):
+        run()
     synchronize()
     start = counter()
     for _ in range(runs):

@@ -1,4 +1,4 @@
-"""Makes the calls of a case: compiled, warm, captured as CUDA graphs, and checked."""
+"""Makes the calls of a case: compiled, warm, captured as CUDA graphs, and checked; and their memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fastslots.benchmark.calls import (
     MOST_ITERATIONS_CHECKED,
     Call,
+    IncorrectResultError,
     Problem,
     check_call,
 )
 from fastslots.benchmark.cases import Case, Skipped
 from fastslots.benchmark.compile_budget import CompileBudget
 from fastslots.benchmark.launches import launches_per_iteration
+from fastslots.benchmark.memory import MemoryUse, memory_use
 from fastslots.benchmark.package import PACKAGE
 from fastslots.benchmark.providers import Provider
 
@@ -33,6 +35,7 @@ class Prepared:
 
     calls: list[Call] = field(default_factory=list)
     checks: dict[Provider, str] = field(default_factory=dict)  # how their results were checked
+    memory: dict[Call, MemoryUse] = field(default_factory=dict)  # of graphs: before their capture
     launches: dict[Provider, float | None] = field(default_factory=dict)  # kernels per iteration
     left_out: list[Skipped] = field(default_factory=list)
 
@@ -44,23 +47,15 @@ def prepare_case(
     compile_limit_s: float,
     progress: Progress,
 ) -> Prepared:
-    """Prepares every provider at every number of iterations.
+    """Prepares every provider at every number of iterations; leaves out what cannot run or is wrong.
 
-    Raises:
-        IncorrectResultError: If a provider's results are wrong.
+    On CUDA the most iterations are compiled first: they matter most if the limit leaves something out.
     """
-    problem, budget, prepared = (
-        Problem.make(case, device),
-        CompileBudget(compile_limit_s),
-        Prepared(),
-    )
-
-    def leave_out(provider: Provider, iterations: int, reason: str) -> None:
-        entry = Skipped(provider.label, reason, case.name, provider.gradient, iterations)
-        prepared.left_out.append(entry)
+    problem, prepared, on_cuda = Problem.make(case, device), Prepared(), device.type == "cuda"
+    budget = CompileBudget(compile_limit_s, predicts=not on_cuda)
 
     with _many_graphs(any(provider.compiled for provider in providers)):
-        for iterations in sorted(set(case.iterations)):
+        for iterations in sorted(set(case.iterations), reverse=on_cuda):
             for provider in providers:
                 if provider.compiled and not case.focuses_on(iterations):
                     continue
@@ -70,25 +65,66 @@ def prepare_case(
                 if isinstance(call, Call):
                     prepared.calls.append(call)
                 else:
-                    leave_out(provider, iterations, call)
+                    prepared.left_out.append(left_out_of(case, provider, call, iterations))
+        prepared.calls.sort(key=lambda call: call.iterations)
+        progress(f"memory of {case.name}")
+        _measure_memory(case, prepared, device)
         progress(f"counting the kernels of {case.name}")
         prepared.launches = launches_per_iteration(prepared.calls, device)
-        pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        checked: set[tuple[Provider, int]] = set()
-        for call in list(prepared.calls):
-            progress(f"checking {case.name}: {call.provider.label}, T = {call.iterations}")
-            if call.provider.graphed:
-                reason = _capture(call, pool)
-                if reason is not None:
-                    prepared.calls.remove(call)
-                    leave_out(call.provider, call.iterations, reason)
-                    continue
-            check = _check(call, checked)
-            if check is not None:
-                prepared.checks[call.provider] = check
-            if call.graphs is not None:
-                call.graphs.forget()
+        _capture_and_check(case, prepared, device, progress)
+    prepared.left_out.sort(key=lambda entry: entry.iterations or 0)
     return prepared
+
+
+def left_out_of(
+    case: Case, provider: Provider, reason: str, iterations: int | None = None
+) -> Skipped:
+    """A provider that is left out of a case, at one or all numbers of iterations."""
+    return Skipped(provider.label, reason, case.name, provider.gradient, iterations)
+
+
+def _measure_memory(case: Case, prepared: Prepared, device: torch.device) -> None:
+    for call in list(prepared.calls):
+        try:
+            prepared.memory[call] = memory_use(call.forward, call.backward, device)
+        except torch.OutOfMemoryError as error:
+            prepared.calls.remove(call)
+            reason = out_of_memory(error)
+            prepared.left_out.append(left_out_of(case, call.provider, reason, call.iterations))
+
+
+def _capture_and_check(
+    case: Case, prepared: Prepared, device: torch.device, progress: Progress
+) -> None:
+    """Leaves out what cannot be captured, and at all numbers of iterations what is wrong at one."""
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    checked: set[tuple[Provider, int]] = set()
+    refused: set[Provider] = set()
+    for call in list(prepared.calls):
+        provider = call.provider
+        if provider in refused:
+            continue
+        progress(f"checking {case.name}: {provider.label}, T = {call.iterations}")
+        if provider.graphed:
+            reason = _capture(call, pool)
+            if reason is not None:
+                prepared.calls.remove(call)
+                prepared.left_out.append(left_out_of(case, provider, reason, call.iterations))
+                continue
+        try:
+            check = _check(call, checked)
+        except IncorrectResultError as error:
+            refused.add(provider)
+            prepared.left_out.append(replace(left_out_of(case, provider, str(error)), wrong=True))
+        except torch.OutOfMemoryError as error:
+            refused.add(provider)
+            prepared.left_out.append(left_out_of(case, provider, out_of_memory(error)))
+        else:
+            if check is not None:
+                prepared.checks[provider] = check
+        if call.graphs is not None:
+            call.graphs.forget()
+    prepared.calls = [call for call in prepared.calls if call.provider not in refused]
 
 
 @contextmanager

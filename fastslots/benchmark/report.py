@@ -22,9 +22,11 @@ LEGEND = (
 )
 NO_GRAD = "no-grad: T iterations without a graph, nothing else."
 GPU_LEGEND = (
-    "launches / T: kernels that a further iteration of the forward launches. forward GB/s: the inputs once "
-    "as they are and once per step in the type of the products, over the forward's time; in brackets its "
-    "share of the bandwidth of a copy. J: of forward and backward, by the driver's counter."
+    "launches / T: kernels that a further iteration of the forward launches. forward GB/s: the least "
+    "bytes of the inputs that its steps can read (as they are in each, or normalised once in the type of "
+    "the products), over its time; in brackets its share of the bandwidth of a copy, which inputs that fit "
+    "the L2 cache may pass 100 % of. Memory of graphs is that of the same call before it was captured. "
+    "J: of forward and backward, by the driver's counter."
 )
 OWN_PARAMETERS = (
     "slot-attention of PyPI has parameters of its own: that it runs is all that was checked."

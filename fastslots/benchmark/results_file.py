@@ -57,6 +57,11 @@ class ResultsFile(Generic[RowT]):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text + "\n")
 
+    @property
+    def wrong(self) -> list[Skipped]:
+        """What was left out because its results are wrong."""
+        return [entry for entry in self.skipped if entry.wrong]
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Reads a file that `save` wrote.

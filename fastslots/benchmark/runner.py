@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -13,9 +13,8 @@ from fastslots.benchmark.calls import Call
 from fastslots.benchmark.cases import Case, Skipped
 from fastslots.benchmark.energy import Counter, energy_counter, joules_per_run
 from fastslots.benchmark.environment import describe_environment
-from fastslots.benchmark.memory import MemoryUse, memory_use
 from fastslots.benchmark.precision import matmul_precision
-from fastslots.benchmark.prepare import Prepared, Progress, prepare_case
+from fastslots.benchmark.prepare import Prepared, Progress, left_out_of, prepare_case
 from fastslots.benchmark.providers import Provider
 from fastslots.benchmark.results import Measured, Results, Row
 from fastslots.benchmark.timing import Times, time_in_turns
@@ -35,8 +34,8 @@ def run_benchmark(
 ) -> Results:
     """Measures cases, each provider at each number of iterations, all in turns.
 
-    Results are compared with the float64 reference before anything is timed; what cannot be compiled or
-    captured, or does not fit the GPU's memory, is left out and its reason recorded.
+    Results are compared with the float64 reference before anything is timed; what is wrong, cannot be
+    compiled or captured, or does not fit the GPU's memory, is left out and its reason recorded.
 
     Args:
         cases: What to measure.
@@ -46,13 +45,12 @@ def run_benchmark(
         repeats: Rounds of timing, at least 3.
         time_limit_s: After 3 rounds of a case, start no new one after this many seconds.
         compile_limit_s: Per case, compile nothing that would take compilation beyond this many seconds,
-            judging by what came before: few iterations come first. The first one, which also loads the
-            compiler, does not count.
-        energy_s: On CUDA, run every call for this many seconds to measure its energy.
+            judging by what came before: few iterations come first. On CUDA many come first, and none
+            is started after this many seconds. The first one, which also loads the compiler, does not count.
+        energy_s: On CUDA, run every call for this many seconds, at least 2, to measure its energy.
         progress: Called with what is done next.
 
     Raises:
-        IncorrectResultError: If a provider's results are wrong.
         ValueError: If repeats is less than 3 or a limit is negative.
     """
     check_limits(
@@ -65,26 +63,26 @@ def run_benchmark(
         with matmul_precision(case.precision):
             prepared = prepare_case(case, providers, device, compile_limit_s, progress)
             left_out += prepared.left_out
-            memory = []
-            for call in prepared.calls:
-                progress(f"memory of {case.name}: {call.provider.label}, T = {call.iterations}")
-                memory.append(_memory(call, device))
             progress(f"timing {case.name}")
-            times = time_in_turns(prepared.calls, repeats, time_limit_s)
+            times = dict(
+                zip(
+                    prepared.calls,
+                    time_in_turns(prepared.calls, repeats, time_limit_s),
+                    strict=True,
+                )
+            )
+            left_out += [
+                left_out_of(case, call.provider, "out of memory when timed", call.iterations)
+                for call, series in times.items()
+                if not series
+            ]
+            times = {call: series for call, series in times.items() if series}
             progress(f"energy of {case.name}")
             joules = [
-                _joules(case, call, series, counter, energy_s)
-                for call, series in zip(prepared.calls, times, strict=True)
+                _joules(case, call, series, counter, energy_s) for call, series in times.items()
             ]
-            rows += _rows(case, prepared, memory, times, joules, copies)
+            rows += _rows(case, prepared, times, joules, copies)
     return Results(describe_environment(device), rows, left_out)
-
-
-def _memory(call: Call, device: torch.device) -> MemoryUse | None:
-    """None for CUDA graphs: their memory is a pool of their own that stays allocated."""
-    if call.provider.graphed:
-        return None
-    return memory_use(call.forward, call.backward, device)
 
 
 def _joules(
@@ -100,15 +98,13 @@ def _joules(
 def _rows(
     case: Case,
     prepared: Prepared,
-    memory: Sequence[MemoryUse | None],
-    times: Sequence[Sequence[Times]],
+    times: Mapping[Call, Sequence[Times]],
     joules: Sequence[float | None],
     copies: float | None,
 ) -> list[Row]:
-    calls = prepared.calls
     usual = {
         (call.provider.gradient, call.iterations): series
-        for call, series in zip(calls, times, strict=True)
+        for call, series in times.items()
         if call.provider == Provider("reference", call.provider.gradient)
     }
     return [
@@ -118,7 +114,7 @@ def _rows(
             Measured(
                 times=series,
                 reference=usual.get((call.provider.gradient, call.iterations)),
-                memory=used,
+                memory=prepared.memory[call],
                 check=prepared.checks[call.provider],
                 launches_per_iteration=prepared.launches[call.provider],
                 least_bytes=least_bytes(case, call.provider, call.iterations),
@@ -126,7 +122,7 @@ def _rows(
                 joules=energy,
             ),
         )
-        for call, used, series, energy in zip(calls, memory, times, joules, strict=True)
+        for (call, series), energy in zip(times.items(), joules, strict=True)
     ]
 
 

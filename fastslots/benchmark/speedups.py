@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastslots.benchmark.report import digits, environment_line, markdown_table
 from fastslots.benchmark.results import Results, Row
-from fastslots.benchmark.suites import FEW_AND_MANY
+from fastslots.benchmark.suites import FEW_AND_MANY, FLAT
 
 OURS, OURS_EAGER = "triton + graph", "triton"  # memory is that of the eager one
 # What the fused kernels are compared with, by heading: provider, and its gradient if it is not the same.
@@ -97,7 +97,7 @@ def growth(
 
 
 def speedup_markdown(results: Results, iterations: Sequence[int] = (3, 7)) -> str:
-    """Both as Markdown tables.
+    """Both as Markdown tables; growth, of the parts that measure it in many rounds.
 
     Args:
         results: Of one part or several.
@@ -108,7 +108,11 @@ def speedup_markdown(results: Results, iterations: Sequence[int] = (3, 7)) -> st
     if shown:
         headings = ("case", "gradient", "T", "fused ms", *BASELINES, "memory", "share of copy")
         parts += [markdown_table(headings, map(_speedup_cells, shown), num_left=2), LEGEND]
-    grown = [found for found in growth(results) if found.many.backend == OURS_EAGER]
+    grown = [
+        found
+        for found in growth(results)
+        if found.many.backend == OURS_EAGER and found.many.case.startswith(FLAT)
+    ]
     if grown:
         few, many = FEW_AND_MANY
         headings = ("case", "backend", "backward", "peak memory")

@@ -21,6 +21,7 @@ CORE = {
     "clevr": (3,),
 }  # the numbers of iterations of the papers, and of the check
 REST = {"slate64": (3, 7), "slate96": (3, 7), "dinosaur": (3,), "dinosaur24": (3,), "long": (3,)}
+FLAT = "flat-"  # begins the names of the parts that compare FEW_AND_MANY
 TINY = {
     "batch": 2,
     "num_inputs": 12,
@@ -31,15 +32,21 @@ TINY = {
 }
 
 _REPLAYED = ("no-grad", "implicit")
-_ALL = (
+_EAGER_AND_REPLAYED = (
     *(Provider(backend, gradient) for gradient in MODES for backend in BACKENDS),
     *(Provider(backend, gradient, graphed=True) for gradient in _REPLAYED for backend in BACKENDS),
-    *(
-        Provider(backend, gradient, compiled=True, graphed=True)
-        for gradient in _REPLAYED
-        for backend in ("reference", "torch")
-    ),
     *(Provider(PACKAGE, gradient) for gradient in ("unrolled", "no-grad")),
+)
+_COMPILED = tuple(
+    Provider(backend, gradient, compiled=True, graphed=True)
+    for gradient in _REPLAYED
+    for backend in ("reference", "torch")
+)
+# With what the speed-ups compare: the fused kernels, and the eager reference in every round.
+_COMPILED_AND_OURS = (
+    *(Provider("reference", gradient) for gradient in _REPLAYED),
+    *(Provider("triton", gradient, graphed=True) for gradient in _REPLAYED),
+    *_COMPILED,
 )
 _FLAT = (
     Provider("reference", "implicit"),
@@ -63,11 +70,11 @@ class Part:
     name: str
     suite: str
     case: Case
-    providers: tuple[Provider, ...] = _ALL
+    providers: tuple[Provider, ...] = (*_EAGER_AND_REPLAYED, *_COMPILED)
     repeats: int = 20
     time_limit_s: float = 12.0
-    compile_limit_s: float = 45.0
-    energy_s: float = 0.5
+    compile_limit_s: float = 120.0
+    energy_s: float = 2.0
 
     def tiny(self) -> Part:
         """The same with tensors that take no time, and nothing compiled."""
@@ -104,12 +111,13 @@ class Part:
         )
 
 
-def is_measured(path: Path, commit: str | None) -> bool:
-    """Whether a file holds results of this commit, and of nothing that differed from it."""
+def is_measured(path: Path, commit: str | None, device: str) -> bool:
+    """Whether a file holds results of this commit, nothing that differed from it, and this device."""
     if commit is None or not path.exists():
         return False
     environment = Results.load(path).environment
-    return environment["commit"] == commit and not environment["dirty"]
+    here = (environment["commit"], environment["device"]) == (commit, device)
+    return here and not environment["dirty"]
 
 
 def choose_parts(names: list[str] | None = None) -> list[Part]:
@@ -127,16 +135,31 @@ def choose_parts(names: list[str] | None = None) -> list[Part]:
 
 def _part(shape: str, precision: str) -> Part:
     """All providers on a shape."""
-    suite = "core" if shape in CORE and precision != "ieee" else "rest"
     name = f"{shape}-{precision}"
+    if shape in CORE and precision == "bf16":
+        return Part(name, "core", _focused(shape, name, precision))
+    if shape in CORE and precision == "tf32":  # the core suite is to stay short
+        case = _focused(shape, name, precision)
+        return Part(name, "core", case, _EAGER_AND_REPLAYED, energy_s=0)
+    return Part(name, "rest", _focused(shape, name, precision))
+
+
+def _compiled_part(shape: str) -> Part:
+    """What the core suite leaves out in tf32: the compiled forms, at the numbers of iterations of papers."""
+    name = f"{shape}-tf32-compiled"
+    case = _focused(shape, name, "tf32")
+    case = replace(case, iterations=CORE[shape])
+    return Part(name, "rest", case, _COMPILED_AND_OURS)
+
+
+def _focused(shape: str, name: str, precision: str) -> Case:
     (case,) = preset(shape)
-    focus = {**CORE, **REST}[shape]
-    return Part(name, suite, replace(case, name=name, precision=precision, focus=focus))
+    return replace(case, name=name, precision=precision, focus={**CORE, **REST}[shape])
 
 
 def _flat_part(shape: str) -> Part:
     """The implicit gradient at few and many iterations, in many rounds."""
-    name = f"flat-{shape}-bf16"
+    name = f"{FLAT}{shape}-bf16"
     (case,) = preset(shape)
     case = replace(case, name=name, precision="bf16", iterations=FEW_AND_MANY)
     return Part(name, "core", case, _FLAT, repeats=50, energy_s=0)
@@ -148,6 +171,7 @@ PARTS: dict[str, Part] = {
         *(_part(shape, "bf16") for shape in CORE),
         *(_flat_part(shape) for shape in CORE),
         *(_part(shape, "tf32") for shape in CORE),
+        *(_compiled_part(shape) for shape in CORE),
         *(_part(shape, precision) for precision in ("bf16", "tf32") for shape in REST),
         *(_part(shape, "ieee") for shape in (*CORE, *REST)),
     )

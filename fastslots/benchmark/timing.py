@@ -88,8 +88,23 @@ def take_turns(
 
 
 def time_in_turns(calls: Sequence[Call], repeats: int, time_limit_s: float) -> list[list[Times]]:
-    """Times forward and backward of every call in turns, see `take_turns`; by call and round."""
-    return take_turns([partial(_times, call) for call in calls], repeats, time_limit_s)
+    """Times forward and backward of every call in turns, see `take_turns`.
+
+    Returns:
+        By call and round; nothing for a call that ran out of memory.
+    """
+    found = take_turns([partial(_times_if_it_fits, call) for call in calls], repeats, time_limit_s)
+    return [
+        [] if None in series else [times for times in series if times is not None]
+        for series in found
+    ]
+
+
+def _times_if_it_fits(call: Call) -> Times | None:
+    try:
+        return _times(call)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _times(call: Call) -> Times:

@@ -91,7 +91,9 @@ def benchmark(
     ] = True,
     energy: Annotated[
         float,
-        typer.Option(help="On CUDA, seconds for which each call is run to measure its energy."),
+        typer.Option(
+            help="On CUDA, seconds, at least 2, for which each call is run to measure its energy."
+        ),
     ] = 0.0,
     compile_limit: Annotated[
         float | None,
@@ -112,7 +114,8 @@ def benchmark(
 ) -> None:
     """Measures slot attention against the number of iterations: time, memory kept, peak memory.
 
-    Writes OUTPUT/PRESET.json and, for every shape, a plot OUTPUT/SHAPE.png. `fastslots benchmark slate`
+    Writes OUTPUT/PRESET.json and, for every shape, a plot OUTPUT/SHAPE.png. What has wrong results is left
+    out, and the exit code is 1. `fastslots benchmark slate`
     measures whole training steps, `fastslots benchmark suite` all shapes and precisions for a GPU.
     """
     if context.invoked_subcommand is not None:
@@ -165,6 +168,8 @@ def benchmark(
         for case in results.cases():
             plot_case(results, case, output / f"{case}.png")
     typer.echo(f"wrote {output / name}.json" + " and a plot for every shape" * plot)
+    if results.wrong:
+        raise typer.Exit(1)
 
 
 app.command()(slate)

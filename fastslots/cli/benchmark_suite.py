@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from fastslots.benchmark import PARTS, choose_parts, describe_environment, is_measured
+from fastslots.benchmark.report import skipped_lines
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
 
@@ -23,7 +24,8 @@ def suite(
         bool, typer.Option(help="Tiny tensors, nothing compiled: shows that the parts run.")
     ] = False,
     again: Annotated[
-        bool, typer.Option(help="Measure parts too that were measured at this commit.")
+        bool,
+        typer.Option(help="Measure parts too that were measured at this commit on this device."),
     ] = False,
     commit: Annotated[
         str | None, typer.Option(help="Of the sources, where they are no git checkout.")
@@ -35,7 +37,8 @@ def suite(
 ) -> None:
     """Measures shapes and precisions in parts of a minute or two, each into OUTPUT/PART.json.
 
-    A part whose file is of the same commit is skipped, so that what was stopped goes on when run again.
+    A part whose file is of the same commit and device is skipped, so that what was stopped goes on when
+    run again. Where results are wrong they are left out, the rest is measured, and the exit code is 1.
     """
     if show:
         for part in PARTS.values():
@@ -43,13 +46,19 @@ def suite(
         return
     chosen, where = choose_parts(parts), choose_device(device)
     check_writable(output)
-    here = commit or describe_environment(where)["commit"]
+    environment = describe_environment(where)
+    wrong = False
     for part in chosen:
         path = output / f"{part.name}.json"
-        if not again and is_measured(path, here):
-            typer.echo(f"{path} is of this commit: skipped")
+        if not again and is_measured(path, commit or environment["commit"], environment["device"]):
+            typer.echo(f"{path} is of this commit and device: skipped")
             continue
         with Console(stderr=True).status(part.name) as status:
             measured = (part.tiny() if tiny else part).measure(where, commit, status.update)
         measured.save(path)
         typer.echo(f"wrote {path}: {len(measured.rows)} rows")
+        for line in skipped_lines(measured.wrong):
+            typer.echo(line, err=True)
+        wrong = wrong or bool(measured.wrong)
+    if wrong:
+        raise typer.Exit(1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fastslots.benchmark import IncorrectResultError, prepare
 from fastslots.cli import benchmark as command
 from fastslots.cli.benchmark import app
 
@@ -60,9 +61,27 @@ def test_a_suite_writes_a_file_per_part_and_skips_it_afterwards(tmp_path):
     content = json.loads(path.read_text())
     assert {row["case"] for row in content["rows"]} == {part}
     assert content["environment"]["commit"] == "abc"
-    assert f"{path} is of this commit: skipped" in run(*arguments, "--commit", "abc").stdout
+    assert (
+        f"{path} is of this commit and device: skipped" in run(*arguments, "--commit", "abc").stdout
+    )
     assert "wrote" in run(*arguments, "--commit", "abc", "--again").stdout
     assert "wrote" in run(*arguments, "--commit", "def").stdout
+
+
+@pytest.mark.parametrize("arguments", [("suite", "flat-clevr-bf16", "--tiny"), TINY])
+def test_wrong_results_end_the_command_with_an_error_after_all_is_written(
+    tmp_path, monkeypatch, arguments
+):
+    def wrong(call):
+        raise IncorrectResultError("slots is off by 2")
+
+    monkeypatch.setattr(prepare, "check_call", wrong)
+    flags = ("--iterations", "1", "--no-compile") if arguments is TINY else ("--device", "cpu")
+    result = run(*arguments, *flags, "--output", str(tmp_path))
+    assert result.exit_code == 1
+    assert "slots is off by 2" in result.output
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["skipped"][-1]["wrong"]
 
 
 def test_a_suite_lists_its_parts():

@@ -107,13 +107,14 @@ class AttendBlocks(NamedTuple):
     stages: int
 
 
-def attend_blocks(sizes: Sizes, dtype: torch.dtype) -> AttendBlocks:
-    """Tiles for inputs of a tile dtype, such that nothing spills to memory."""
+def attend_blocks(sizes: Sizes, dtype: torch.dtype, input_dtype: torch.dtype) -> AttendBlocks:
+    """Tiles of a dtype for inputs of a dtype, such that they fit and nothing spills to memory."""
     columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
     if dtype.itemsize == 2:
         # Rows that are not aligned take an address per entry.
         inputs = 64 if columns <= 128 and sizes.input_size % 16 == 0 else 32
-        warps, stages = 4 if columns * virtual <= 8192 else 8, 3
+        warps = 4 if columns * virtual <= 8192 else 8
+        stages = 3 if columns * input_dtype.itemsize <= 1024 else 2
     else:
         inputs, warps, stages = 32 if dtype.itemsize == 4 and virtual <= 32 else 16, 8, 1
     return AttendBlocks(inputs, columns, virtual, warps, stages)
@@ -129,7 +130,7 @@ def weight_scale(dtype: torch.dtype) -> float:
 
 def num_splits(sizes: Sizes, dtype: torch.dtype, num_processors: int) -> int:
     """Programs per image: two for every multiprocessor in all, none with less than one tile."""
-    tiles = _ceil(sizes.num_inputs, attend_blocks(sizes, dtype).inputs)
+    tiles = _ceil(sizes.num_inputs, attend_blocks(sizes, dtype, dtype).inputs)
     wanted = _ceil(2 * num_processors, max(sizes.batch, 1))
     return max(1, min(tiles, wanted))
 
@@ -165,7 +166,7 @@ def attend(
     """
     if not sizes.batch:
         return
-    blocks, splits = attend_blocks(sizes, m.dtype), sums.shape[1]
+    blocks, splits = attend_blocks(sizes, m.dtype, inputs.dtype), sums.shape[1]
     rows = mask if mask is not None else inputs
     launch(
         _attend_kernel,

@@ -147,13 +147,16 @@ class AttendBackwardBlocks(NamedTuple):
     stages: int
 
 
-def attend_backward_blocks(sizes: Sizes, dtype: torch.dtype) -> AttendBackwardBlocks:
-    """Tiles for inputs of a tile dtype, such that nothing spills to memory."""
+def attend_backward_blocks(
+    sizes: Sizes, dtype: torch.dtype, input_dtype: torch.dtype
+) -> AttendBackwardBlocks:
+    """Tiles of a dtype for inputs of a dtype, such that they fit and nothing spills to memory."""
     columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
     entries = columns * virtual
     if dtype.itemsize == 2:
         inputs, chunk = 32 if columns <= 256 and entries <= 8192 else 16, 64
-        warps, stages = 4 if entries <= 4096 else 8, 2 if entries <= 8192 else 1
+        warps = 4 if entries <= 4096 else 8
+        stages = 2 if entries * input_dtype.itemsize <= 16_384 else 1
     elif dtype.itemsize == 4 and entries <= 1024:
         inputs, chunk, warps, stages = 32, 64, 4, 1
     else:
@@ -194,7 +197,7 @@ def attend_backward(
     """
     if not sizes.batch:
         return
-    blocks, splits = attend_backward_blocks(sizes, m.dtype), d_keys.shape[1]
+    blocks, splits = attend_backward_blocks(sizes, m.dtype, inputs.dtype), d_keys.shape[1]
     rows, d_in = inputs if mask is None else mask, inputs if d_inputs is None else d_inputs
     launch(
         _attend_backward_kernel,

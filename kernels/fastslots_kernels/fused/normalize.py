@@ -61,7 +61,7 @@ def normalize(
     """``x̃`` of float32 inputs ``[B, N, C]`` in a 16-bit dtype, contiguous; 0 at masked inputs."""
     normed = inputs.new_empty(inputs.shape, dtype=dtype)
     if normed.numel():
-        blocks = attend_blocks(sizes, dtype)
+        blocks = attend_blocks(sizes, dtype, inputs.dtype)
         rows = inputs if mask is None else mask
         launch(
             _normalize_kernel,
