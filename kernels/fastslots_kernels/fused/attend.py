@@ -113,7 +113,7 @@ def attend_blocks(sizes: Sizes, dtype: torch.dtype, input_dtype: torch.dtype) ->
     if dtype.itemsize == 2:
         # Rows that are not aligned take an address per entry.
         inputs = 64 if columns <= 128 and sizes.input_size % 16 == 0 else 32
-        warps = 4 if columns * virtual <= 8192 else 8
+        warps = 4 if columns <= 256 and virtual <= 32 else 8
         stages = 3 if columns * input_dtype.itemsize <= 1024 else 2
     else:
         inputs, warps, stages = 32 if dtype.itemsize == 4 and virtual <= 32 else 16, 8, 1
