@@ -129,10 +129,10 @@ def weight_scale(dtype: torch.dtype) -> float:
 
 
 def num_splits(sizes: Sizes, dtype: torch.dtype, num_processors: int) -> int:
-    """Programs per image: two for every multiprocessor in all, none with less than one tile."""
+    """Programs per image: about two for every multiprocessor in all, and work for each."""
     tiles = _ceil(sizes.num_inputs, attend_blocks(sizes, dtype, dtype).inputs)
     wanted = _ceil(2 * num_processors, max(sizes.batch, 1))
-    return max(1, min(tiles, wanted))
+    return max(1, _ceil(tiles, max(1, _ceil(tiles, wanted))))
 
 
 def attend(

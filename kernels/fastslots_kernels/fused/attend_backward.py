@@ -148,7 +148,7 @@ class AttendBackwardBlocks(NamedTuple):
 
 
 def attend_backward_blocks(
-    sizes: Sizes, dtype: torch.dtype, input_dtype: torch.dtype
+    sizes: Sizes, dtype: torch.dtype, input_dtype: torch.dtype, precision: str
 ) -> AttendBackwardBlocks:
     """Tiles of a dtype for inputs of a dtype, such that they fit and nothing spills to memory."""
     columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
@@ -160,7 +160,9 @@ def attend_backward_blocks(
     elif dtype.itemsize == 4 and entries <= 1024:
         inputs, chunk, warps, stages = 32, 64, 4, 1
     else:
-        inputs, chunk, warps, stages = 16, 32 if entries <= 2048 else 16, 8, 1
+        # Without matrix units, a product holds its factors in registers.
+        narrow = dtype.itemsize == 4 and precision == "ieee" and entries > 2048
+        inputs, chunk, warps, stages = 16, 16 if narrow else 32, 8, 1
     return AttendBackwardBlocks(inputs, columns, virtual, min(columns, chunk), warps, stages)
 
 
@@ -197,7 +199,10 @@ def attend_backward(
     """
     if not sizes.batch:
         return
-    blocks, splits = attend_backward_blocks(sizes, m.dtype, inputs.dtype), d_keys.shape[1]
+    blocks, splits = (
+        attend_backward_blocks(sizes, m.dtype, inputs.dtype, precision),
+        d_keys.shape[1],
+    )
     rows, d_in = inputs if mask is None else mask, inputs if d_inputs is None else d_inputs
     launch(
         _attend_backward_kernel,
