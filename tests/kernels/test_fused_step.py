@@ -42,7 +42,20 @@ def operator_arguments(masked: bool, requires_grad: bool) -> tuple[list[Any], li
     iterate = [inputs, slots, problem.mask, folded, 2, 2, 0.1, 1e-8, eps]
     step = [inputs, slots, problem.mask, tensors, folded, 2, 1e-8, eps, torch.float32, True]
     d = problem.d_slots, problem.d_attn
-    backward = [inputs, slots, problem.mask, tensors, None, None, *d, torch.float64, 2, 1e-8, eps, True]
+    backward = [
+        inputs,
+        slots,
+        problem.mask,
+        tensors,
+        None,
+        None,
+        *d,
+        torch.float64,
+        2,
+        1e-8,
+        eps,
+        True,
+    ]
     return iterate, step, backward
 
 

@@ -101,12 +101,17 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a.to(b.dtype).to(a.dtype) @ b.to(a.dtype).T
 
 
-def expected_keys(slots: Tensor, p: Problem) -> dict[str, Tensor]:
+def expected_plain(slots: Tensor, p: Problem) -> Tensor:
+    """Keys without the inputs' affine, ``[R, H, C]``."""
     w = p.w
     normed = F.layer_norm(
         slots, slots.shape[1:], w.norm_slots_weight, w.norm_slots_bias, NORM_EPS[1]
     )
-    plain = product(normed, w.keys.T).unflatten(1, (-1, p.sizes.input_size))  # [R, H, C]
+    return product(normed, w.keys.T).unflatten(1, (-1, p.sizes.input_size))
+
+
+def expected_keys(slots: Tensor, p: Problem) -> dict[str, Tensor]:
+    w, plain = p.w, expected_plain(slots, p)
     return {"m": (plain * w.scale).flatten(1).to(w.keys.dtype), "c": plain @ w.shift}
 
 
@@ -200,9 +205,13 @@ def num_launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def test_keys_match_plain_pytorch(sizes: Sizes, splits: int, dtype: torch.dtype) -> None:
     p = make_problem(sizes, splits, dtype)
     with poisoned_memory():
-        keys = empty_keys(p)
-        make_keys(p.slots, keys, p.w, sizes, NORM_EPS[1], "ieee")
-    assert_close(keys._asdict(), lambda p: expected_keys(p.slots, p), p)
+        keys, plain = empty_keys(p), p.slots.new_empty(len(p.slots), sizes.width)
+        make_keys(p.slots, keys, p.w, sizes, NORM_EPS[1], "ieee", plain)
+
+    def expected(p: Problem) -> dict[str, Tensor]:
+        return expected_keys(p.slots, p) | {"plain": expected_plain(p.slots, p).flatten(1)}
+
+    assert_close(keys._asdict() | {"plain": plain}, expected, p)
 
 
 @DTYPES

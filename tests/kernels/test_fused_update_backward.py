@@ -104,6 +104,7 @@ class Step(NamedTuple):
     new: Tensor
     m: Tensor
     c: Tensor
+    plain: Tensor  # keys without the inputs' affine
     gates: Tensor
 
 
@@ -131,6 +132,7 @@ def step(w: FoldedWeights, slots: Tensor, sums: Tensor, sizes: Sizes, dtype: tor
         output + product(hidden, w.mlp_2.T) + w.mlp_2_bias,
         (plain * w.scale).flatten(1),
         plain @ w.shift,
+        plain.flatten(1),
         torch.stack([reset, keep, new, from_hidden]),
     )
 
@@ -152,18 +154,18 @@ def by_autograd(p: Problem, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tenso
 
 def by_kernels(p: Problem, sizes: Sizes) -> dict[str, Tensor]:
     """As `by_autograd`."""
-    gates = step(p.w, p.slots, p.sums, sizes, p.w.keys.dtype).gates
+    forward = step(p.w, p.slots, p.sums, sizes, p.w.keys.dtype)
     vectors = new_vectors(p.w, sizes)
     update = update_backward(
-        p.d_new, p.slots, p.sums, gates, p.w, sizes, EPS["norm_mlp"], "ieee", vectors
+        p.d_new, p.slots, p.sums, forward.gates, p.w, sizes, EPS["norm_mlp"], "ieee", vectors
     )
-    keys = keys_backward(p.d_keys, p.slots, update, p.w, sizes, EPS["norm_slots"], "ieee", vectors)
+    keys = keys_backward(
+        p.d_keys, forward.plain, p.slots, update, p.w, sizes, EPS["norm_slots"], "ieee", vectors
+    )
     dtype = p.slots.dtype
     weights = weight_gradients(p.d_new, p.slots, update, keys, vectors, sizes, dtype, "ieee")
     gradients = weights_by_name(weights, p.w)
-    return without_padding(
-        gradients | {"slots": update.d_slots, "sums": update.d_sums}, sizes
-    )
+    return without_padding(gradients | {"slots": update.d_slots, "sums": update.d_sums}, sizes)
 
 
 def weights_by_name(weights: WeightGradients, w: FoldedWeights) -> dict[str, Tensor]:
@@ -220,7 +222,10 @@ def test_without_a_gradient_of_the_new_slots_only_the_keys_count() -> None:
     vectors = new_vectors(p.w, RAGGED)
     update = no_update_gradients(p.w, RAGGED, vectors)
     assert all(float(x.abs().max()) == 0 for x in update)
-    keys = keys_backward(p.d_keys, p.slots, update, p.w, RAGGED, EPS["norm_slots"], "ieee", vectors)
+    plain = step(p.w, p.slots, p.sums, RAGGED, torch.float64).plain
+    keys = keys_backward(
+        p.d_keys, plain, p.slots, update, p.w, RAGGED, EPS["norm_slots"], "ieee", vectors
+    )
     p = p._replace(d_new=torch.zeros_like(p.d_new))
     weights = weight_gradients(
         p.d_new, p.slots, update, keys, vectors, RAGGED, torch.float64, "ieee"

@@ -54,7 +54,8 @@ def run_backward(
     """
     sizes, w, precision = call.sizes, call.w, call.precision
     old = call.rows(slots)
-    keys = call.make_keys(old)
+    plain = old.new_empty(sizes.rows, sizes.width)
+    keys = call.make_keys(old, plain)
     if sums is None:
         splits = call.new_sums(call.splits())
         run_attend(call, keys, splits, None)
@@ -87,7 +88,7 @@ def run_backward(
         precision=precision,
     )
     by_keys = keys_backward(
-        few_splits(d_keys), old, update, w, sizes, call.norm_eps[1], precision, vectors
+        few_splits(d_keys), plain, old, update, w, sizes, call.norm_eps[1], precision, vectors
     )
     d_slots = update.d_slots.view(slots.shape).to(slots.dtype)
     products = weight_gradients(

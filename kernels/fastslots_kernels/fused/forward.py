@@ -54,14 +54,14 @@ class Call(NamedTuple):
         shape = (self.sizes.rows, self.sizes.slot_size)
         return slots.to(self.accumulator).reshape(shape).contiguous()
 
-    def make_keys(self, slots: Tensor) -> Keys:
-        """``m`` and ``c`` of slots ``[B K, D]``."""
+    def make_keys(self, slots: Tensor, plain: Tensor | None = None) -> Keys:
+        """``m`` and ``c`` of slots ``[B K, D]``; `plain` receives ``m`` without the inputs' affine."""
         rows, width = self.sizes.rows, self.sizes.width
         keys = Keys(
             self.w.keys.new_empty(rows, width),
             slots.new_empty(rows, self.sizes.num_heads),
         )
-        make_keys(slots, keys, self.w, self.sizes, self.norm_eps[1], self.precision)
+        make_keys(slots, keys, self.w, self.sizes, self.norm_eps[1], self.precision, plain)
         return keys
 
 

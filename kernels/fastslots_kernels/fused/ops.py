@@ -84,7 +84,9 @@ def step(
     attn_dtype: torch.dtype | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One tracked step: new slots, attention, and to keep for the backward sums and gates; empty if not wanted.
+    """One tracked step: new slots, attention, and what its backward wants kept, sums and gates.
+
+    All but the slots are empty if not asked for.
 
     `weights` receive the gradient; the kernels read `folded`, made of them.
     """

@@ -273,5 +273,13 @@ def _weight_gradients_kernel(
         )  # fmt: skip
     else:
         sum_vectors_block(
-            vectors_ptr, d_vectors_ptr, pid - END_MLP_2, num_tiles, H * C, C, VECTORS, acc, BLOCK_VECTOR
+            vectors_ptr,
+            d_vectors_ptr,
+            pid - END_MLP_2,
+            num_tiles,
+            H * C,
+            C,
+            VECTORS,
+            acc,
+            BLOCK_VECTOR,
         )

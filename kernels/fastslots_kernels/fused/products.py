@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ class Blocks(NamedTuple):
     k: int
     stages: int
 
-    def count(self, p: int, q: int, heads: int = 1) -> int:
+    def tiles(self, p: int, q: int, heads: int = 1) -> int:
         """Tiles of a product of ``p`` rows and ``q`` columns for every head."""
         return heads * _ceil(p, self.p) * _ceil(q, self.q)
 
@@ -69,8 +70,8 @@ def fold_matrices(
     blocks = product_blocks(acc)
     matrices = [w.project_q.new_empty(s, dtype=dtype) for s in folded_shapes(w, num_heads)]
     programs = {
-        "KEYS": blocks.count(d, c, num_heads),
-        "VALUES": blocks.count(3 * d, c, num_heads),
+        "KEYS": blocks.tiles(d, c, num_heads),
+        "VALUES": blocks.tiles(3 * d, c, num_heads),
         "HIDDEN": _ceil(3 * d * d, _BLOCK_COPY),
         "MLP_0": _ceil(m * d, _BLOCK_COPY),
         "MLP_2": _ceil(m * d, _BLOCK_COPY),
@@ -116,10 +117,10 @@ def fold_backward(
         for name in ("project_q", "project_k", "project_v", "gru_weight_ih")
     }
     programs = {
-        "V": blocks.count(size, c, num_heads),
-        "Q": blocks.count(size, d, num_heads),
-        "K": blocks.count(size, c, num_heads),
-        "IH": blocks.count(3 * d, size, num_heads),
+        "V": blocks.tiles(size, c, num_heads),
+        "Q": blocks.tiles(size, d, num_heads),
+        "K": blocks.tiles(size, c, num_heads),
+        "IH": blocks.tiles(3 * d, size, num_heads),
     }
     launch(
         _fold_backward_kernel,
@@ -184,11 +185,11 @@ def weight_gradients(
         ),
     )
     programs = {
-        "KEYS": blocks.count(d, width),
-        "VALUES": blocks.count(3 * d, width),
-        "HIDDEN": blocks.count(3 * d, d),
-        "MLP_0": blocks.count(m, d),
-        "MLP_2": blocks.count(d, m),
+        "KEYS": blocks.tiles(d, width),
+        "VALUES": blocks.tiles(3 * d, width),
+        "HIDDEN": blocks.tiles(3 * d, d),
+        "MLP_0": blocks.tiles(m, d),
+        "MLP_2": blocks.tiles(d, m),
         "VECTORS": _ceil(num_vectors, _BLOCK_VECTOR),
     }
     launch(
@@ -236,7 +237,7 @@ def _projections(w: SlotAttentionWeights) -> tuple[Tensor, ...]:
 
 
 def _scale(slot_size: int, num_heads: int) -> float:
-    return float(slot_size // num_heads) ** -0.5
+    return 1 / math.sqrt(slot_size // num_heads)
 
 
 def _ends(programs: dict[str, int]) -> dict[str, Any]:

@@ -25,9 +25,15 @@ class Keys(NamedTuple):
 
 
 def make_keys(
-    slots: Tensor, keys: Keys, w: FoldedWeights, sizes: Sizes, norm_slots_eps: float, precision: str
+    slots: Tensor,
+    keys: Keys,
+    w: FoldedWeights,
+    sizes: Sizes,
+    norm_slots_eps: float,
+    precision: str,
+    plain: Tensor | None = None,
 ) -> None:
-    """Writes the keys of slots ``[R, D]`` to `keys`."""
+    """Writes the keys of slots ``[R, D]`` to `keys`, and to `plain`, ``[R, H C]``, `m` before `w.scale`."""
     if sizes.rows == 0:
         return
     launch(
@@ -35,6 +41,7 @@ def make_keys(
         (_row_tiles(sizes),),
         slots,
         *keys,
+        _or_unused(plain, slots),
         w.keys,
         w.scale,
         w.shift,
@@ -43,6 +50,7 @@ def make_keys(
         sizes.rows,
         **_constants(sizes, w, precision),
         **_row_blocks(sizes, w),
+        STORE_PLAIN=plain is not None,
         NORM_EPS=norm_slots_eps,
         num_warps=8,
     )

@@ -141,6 +141,7 @@ def no_update_gradients(w: FoldedWeights, sizes: Sizes, vectors: Tensor) -> Upda
 
 def keys_backward(
     d_keys: Tensor,
+    plain: Tensor,
     slots: Tensor,
     gradients: UpdateGradients,
     w: FoldedWeights,
@@ -153,6 +154,7 @@ def keys_backward(
 
     Args:
         d_keys: Of ``m`` and ``c``, laid out like the sums, ``[B, S, sums_size]``; their sum over S counts.
+        plain: Keys without the inputs' affine, ``[R, H C]``, accumulator's dtype.
         slots: As in `update_backward`.
         gradients: Of `update_backward` or `no_update_gradients`.
         w: Weights of the step.
@@ -170,6 +172,7 @@ def keys_backward(
         _keys_backward_kernel,
         (vectors.shape[0],),
         d_keys,
+        plain,
         slots,
         gradients.d_hidden_gates,
         w.keys,

@@ -198,6 +198,7 @@ def _sums_backward_kernel(
 @triton.jit
 def _keys_backward_kernel(
     d_keys_ptr,  # [B, S, sums_size]: dm [K, H C], then dc [K, H]; their sum over S counts
+    plain_ptr,  # [R, H C]
     slots_ptr,  # [R, D]
     d_hidden_gates_ptr,  # [R, 3 D]
     keys_ptr,  # [D, H C]
@@ -247,12 +248,6 @@ def _keys_backward_kernel(
     image, slot = rows // num_slots, rows % num_slots
     vectors = vectors_ptr + pid * VECTORS
 
-    slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
-    plain, rstd = layer_norm(slots, wide, D, EPS)
-    norm_weight = tl.load(norm_weight_ptr + d, mask=columns, other=0.0)[None, :]
-    norm_bias = tl.load(norm_bias_ptr + d, mask=columns, other=0.0)[None, :]
-    normed = (plain * norm_weight + norm_bias).to(tile)
-    tl.store(normed_ptr + at, normed, mask=valid)
     d_keys_ptr += image * SPLITS * sums_size
     d_normed = tl.zeros([BLOCK_ROWS, BLOCK_D], acc)
     for head in range(H):
@@ -266,25 +261,30 @@ def _keys_backward_kernel(
             both = inside[:, None] & valid_c[None, :]
             m_at = d_keys_ptr[:, None] + slot[:, None] * width + (head * C + c)[None, :]
             d_m = sum_splits(m_at, both, SPLITS, sums_size)
-            plain_key = add_dot(tl.zeros([BLOCK_ROWS, BLOCK_C], acc), normed, keys, PRECISION)
+            plain_at = rows[:, None] * width + (head * C + c)[None, :]
+            plain = tl.load(plain_ptr + plain_at, mask=both, other=0.0)
             vectors_at = vectors + head * C + c
-            d_scale = tl.load(vectors_at, mask=valid_c, other=0.0) + tl.sum(d_m * plain_key, 0)
+            d_scale = tl.load(vectors_at, mask=valid_c, other=0.0) + tl.sum(d_m * plain, 0)
             d_shift = tl.load(vectors_at + width, mask=valid_c, other=0.0)
             tl.store(vectors_at, d_scale, mask=valid_c)
-            tl.store(vectors_at + width, d_shift + tl.sum(d_c * plain_key, 0), mask=valid_c)
+            tl.store(vectors_at + width, d_shift + tl.sum(d_c * plain, 0), mask=valid_c)
             scale = tl.load(scale_ptr + c, mask=valid_c, other=0.0)[None, :]
             shift = tl.load(shift_ptr + c, mask=valid_c, other=0.0)[None, :]
             d_plain = (d_m * scale + d_c * shift).to(tile)
-            d_plain_at = d_plain_ptr + rows[:, None] * width + (head * C + c)[None, :]
-            tl.store(d_plain_at, d_plain, mask=both)
+            tl.store(d_plain_ptr + plain_at, d_plain, mask=both)
             d_normed = add_dot(d_normed, d_plain, tl.trans(keys), PRECISION)
 
+    slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
+    normed, rstd = layer_norm(slots, wide, D, EPS)
+    norm_weight = tl.load(norm_weight_ptr + d, mask=columns, other=0.0)[None, :]
+    norm_bias = tl.load(norm_bias_ptr + d, mask=columns, other=0.0)[None, :]
+    tl.store(normed_ptr + at, (normed * norm_weight + norm_bias).to(tile), mask=valid)
     vectors += FIRST
-    tl.store(vectors + d, tl.sum(d_normed * plain, 0), mask=columns)
+    tl.store(vectors + d, tl.sum(d_normed * normed, 0), mask=columns)
     tl.store(vectors + D + d, tl.sum(d_normed, 0), mask=columns)
 
     d_slots = tl.load(d_slots_ptr + at, mask=valid, other=0.0)
-    d_slots += layer_norm_backward(d_normed * norm_weight, plain, rstd, D)
+    d_slots += layer_norm_backward(d_normed * norm_weight, normed, rstd, D)
     for first in tl.range(0, 3 * D, BLOCK_GATES, num_stages=STAGES):
         g = first + tl.arange(0, BLOCK_GATES)
         gates_at = d_hidden_gates_ptr + rows[:, None] * (3 * D) + g[None, :]

@@ -188,6 +188,7 @@ def store_keys(
     rows,  # [BLOCK_ROWS], int64
     m_ptr,  # [R, H C]
     c_ptr,  # [R, H]
+    plain_ptr,  # [R, H C]
     keys_ptr,  # [D, H C]
     scale_ptr,  # [C]
     shift_ptr,  # [C]
@@ -197,6 +198,7 @@ def store_keys(
     C: tl.constexpr,
     D: tl.constexpr,
     H: tl.constexpr,
+    STORE_PLAIN: tl.constexpr,
     NORM_EPS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     PADDED_D: tl.constexpr,
@@ -204,7 +206,7 @@ def store_keys(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Stores the keys of some rows of slots."""
+    """Stores the keys of some rows of slots; with STORE_PLAIN also without the inputs' affine."""
     d = tl.arange(0, PADDED_D)
     valid_d = d < D
     valid_row = rows < num_rows
@@ -222,8 +224,10 @@ def store_keys(
             key = add_dot(tl.zeros([BLOCK_ROWS, ROW_CHUNK], slots.dtype), normed, weight, PRECISION)
             total += tl.sum(key * load_row(shift_ptr + c, valid_c), 1)
             m = (key * load_row(scale_ptr + c, valid_c)).to(m_ptr.dtype.element_ty)
-            at_m = m_ptr + rows[:, None] * width + (h * C + c)[None, :]
-            tl.store(at_m, m, mask=valid_row[:, None] & valid_c[None, :])
+            at = rows[:, None] * width + (h * C + c)[None, :]
+            tl.store(m_ptr + at, m, mask=valid_row[:, None] & valid_c[None, :])
+            if STORE_PLAIN:
+                tl.store(plain_ptr + at, key, mask=valid_row[:, None] & valid_c[None, :])
         tl.store(c_ptr + rows * H + h, total, mask=valid_row)
 
 
@@ -258,6 +262,7 @@ def _keys_kernel(
     slots_ptr,  # [R, D]
     m_ptr,  # [R, H C]
     c_ptr,  # [R, H]
+    plain_ptr,  # [R, H C]
     keys_ptr,  # [D, H C]
     scale_ptr,  # [C]
     shift_ptr,  # [C]
@@ -267,6 +272,7 @@ def _keys_kernel(
     C: tl.constexpr,
     D: tl.constexpr,
     H: tl.constexpr,
+    STORE_PLAIN: tl.constexpr,
     NORM_EPS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     PADDED_D: tl.constexpr,
@@ -280,9 +286,9 @@ def _keys_kernel(
     valid = (rows < num_rows)[:, None] & (d < D)[None, :]
     slots = tl.load(slots_ptr + rows[:, None] * D + d[None, :], mask=valid, other=0.0)
     store_keys(
-        slots, rows, m_ptr, c_ptr, keys_ptr, scale_ptr, shift_ptr, norm_weight_ptr, norm_bias_ptr,
-        num_rows,
-        C, D, H, NORM_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
+        slots, rows, m_ptr, c_ptr, plain_ptr, keys_ptr, scale_ptr, shift_ptr, norm_weight_ptr,
+        norm_bias_ptr, num_rows,
+        C, D, H, STORE_PLAIN, NORM_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
     )  # fmt: skip
 
 
@@ -405,7 +411,7 @@ def _update_kernel(
     store_slots(new, rows, slots_ptr, new_ptr, residual_ptr, num_rows, D, RESIDUAL, PADDED_D)
     if MAKE_KEYS:
         store_keys(
-            new, rows, m_ptr, c_ptr, keys_ptr, scale_ptr, shift_ptr, norm_slots_weight_ptr,
+            new, rows, m_ptr, c_ptr, m_ptr, keys_ptr, scale_ptr, shift_ptr, norm_slots_weight_ptr,
             norm_slots_bias_ptr, num_rows,
-            C, D, H, NORM_SLOTS_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
+            C, D, H, False, NORM_SLOTS_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
         )  # fmt: skip
