@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastslots_kernels.fused.folded import FoldedWeights, fold
+from fastslots_kernels.fused.plans import stores_normed
 from fastslots_kernels.fused.sizes import Sizes
 from fastslots_kernels.weights import TENSORS, SlotAttentionWeights
 
@@ -37,21 +38,26 @@ def iterate(
     tolerance: float | None,
     epsilon: float,
     norm_eps: Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    """At least one iteration without a graph: `forward.run_iterations`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At least one iteration without a graph: `forward.run_iterations`; no ``x̃`` is an empty one."""
     from fastslots_kernels.fused.forward import run_iterations
 
     with _on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
-        return run_iterations(call, slots, num_iterations, tolerance)
+        state, used, normed = run_iterations(call, slots, num_iterations, tolerance)
+    return state, used, inputs.new_empty(0) if normed is None else normed
 
 
 @iterate.register_fake
 def _(
     inputs: Tensor, slots: Tensor, mask: Tensor | None, folded: Sequence[Tensor], *_: Any
-) -> tuple[Tensor, Tensor]:
-    state = slots.new_empty(slots.shape, dtype=FoldedWeights(*folded).scale.dtype)
-    return state, torch.empty((), dtype=torch.int64, device=inputs.device)
+) -> tuple[Tensor, Tensor, Tensor]:
+    w = FoldedWeights(*folded)
+    state = slots.new_empty(slots.shape, dtype=w.scale.dtype)
+    used = torch.empty((), dtype=torch.int64, device=inputs.device)
+    if stores_normed(w.keys.dtype, inputs.dtype):
+        return state, used, inputs.new_empty(inputs.shape, dtype=w.keys.dtype)
+    return state, used, inputs.new_empty(0)
 
 
 @torch.library.custom_op("fastslots::step", mutates_args=())
@@ -59,6 +65,7 @@ def step(
     inputs: Tensor,
     slots: Tensor,
     mask: Tensor | None,
+    normed: Tensor | None,
     weights: Sequence[Tensor],
     folded: Sequence[Tensor],
     num_heads: int,
@@ -69,13 +76,14 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One tracked step: new slots, attention and sums, the last two empty if not asked for.
 
-    `weights` receive the gradient; the kernels read `folded`, made of them.
+    `weights` receive the gradient; the kernels read `folded`, made of them. `normed` is that of `iterate`
+    on the same inputs, or None.
     """
     from fastslots_kernels.fused.forward import run_step
 
     with _on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
-        new, attn, sums = run_step(call, slots, attn_dtype)
+        new, attn, sums = run_step(call, slots, normed, attn_dtype)
     attn = slots.new_empty(0) if attn is None else attn
     return new, attn, sums if keep_sums else sums.new_empty(0)
 
@@ -85,6 +93,7 @@ def _(
     inputs: Tensor,
     slots: Tensor,
     mask: Tensor | None,
+    normed: Tensor | None,
     weights: Sequence[Tensor],
     folded: Sequence[Tensor],
     num_heads: int,
@@ -158,7 +167,7 @@ def _(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    x, slots, mask, weights, folded, num_heads, epsilon, norm_eps, _, keep_sums = inputs
+    x, slots, mask, _, weights, folded, num_heads, epsilon, norm_eps, _, keep_sums = inputs
     ctx.save_for_backward(x, slots, mask, output[2] if keep_sums else None, *weights)
     ctx.options = FoldedWeights(*folded).keys.dtype, num_heads, epsilon, norm_eps
     ctx.num_folded = len(folded)
@@ -178,7 +187,7 @@ def _backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None, _: Any) -> 
     by_name |= dict(zip(_VECTORS, vectors.split(sizes), strict=True))
     d_weights = [by_name[name] for name in TENSORS]
     d_inputs = d_inputs if need_inputs else None
-    return d_inputs, d_slots, None, d_weights, [None] * ctx.num_folded, *([None] * 5)
+    return d_inputs, d_slots, None, None, d_weights, [None] * ctx.num_folded, *([None] * 5)
 
 
 step.register_autograd(_backward, setup_context=_setup_context)
@@ -210,6 +219,8 @@ def _call(
     from fastslots_kernels.fused.forward import Call
 
     sizes = _sizes(inputs, slots, folded, num_heads)
+    # Of 4 bytes: a tile of single bytes can't be copied to shared memory, and breaks products of float64.
+    mask = None if mask is None else mask.to(torch.int32)
     return Call(inputs, mask, FoldedWeights(*folded), sizes, epsilon, _three(norm_eps))
 
 

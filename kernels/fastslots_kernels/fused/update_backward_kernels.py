@@ -7,7 +7,13 @@ gradient of 0, so that they add nothing to sums over rows: the gradients of vect
 import triton
 import triton.language as tl
 
-from fastslots_kernels.fused.tiles import add_dot, layer_norm, layer_norm_backward
+from fastslots_kernels.fused.tiles import (
+    add_dot,
+    divide,
+    layer_norm,
+    layer_norm_backward,
+    wait_for_inputs,
+)
 from fastslots_kernels.fused.update_kernels import sum_splits
 
 
@@ -43,11 +49,13 @@ def _mlp_gru_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Back through the MLP, its LayerNorm and the gates.
 
     Vectors: norm_mlp_weight, norm_mlp_bias, mlp_2_bias, gru_bias_ih, gru_bias_hh, mlp_0_bias.
     """
+    wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = mlp_0_ptr.dtype.element_ty
     acc: tl.constexpr = slots_ptr.dtype.element_ty
     pid = tl.program_id(0).to(tl.int64)
@@ -144,11 +152,13 @@ def _sums_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_GATES: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Back through the input gates' product and the weighted mean, for one head of a tile.
 
     Vectors: scale and shift of every head.
     """
+    wait_for_inputs(DEPENDENT)
     acc: tl.constexpr = sums_ptr.dtype.element_ty
     pid = (tl.program_id(0) // H).to(tl.int64)
     head = tl.program_id(0) % H
@@ -161,7 +171,7 @@ def _sums_backward_kernel(
     vectors = vectors_ptr + pid * VECTORS + FIRST + head * C
     total = tl.load(sums_ptr + total_at)
     filled = total != 0
-    inverse = tl.where(filled, 1 / tl.where(filled, total, 1.0), 0.0)[:, None]
+    inverse = tl.where(filled, divide(1.0, tl.where(filled, total, 1.0)), 0.0)[:, None]
 
     d_total = tl.zeros([BLOCK_ROWS], acc)
     for first in range(0, C, BLOCK_C):
@@ -203,8 +213,8 @@ def _keys_backward_kernel(
     vectors_ptr,  # out [tiles, VECTORS], from column FIRST on
     num_rows,  # R
     num_slots,  # K
-    num_splits,  # S
     sums_size,
+    NUM_SPLITS: tl.constexpr,  # S
     W: tl.constexpr,
     D: tl.constexpr,
     H: tl.constexpr,
@@ -217,11 +227,13 @@ def _keys_backward_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_GATES: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Back through the keys and the slots' LayerNorm; adds the GRU's product with the slots.
 
     Vectors: norm_slots_weight, norm_slots_bias, keys_bias.
     """
+    wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = keys_ptr.dtype.element_ty
     acc: tl.constexpr = slots_ptr.dtype.element_ty
     pid = tl.program_id(0).to(tl.int64)
@@ -237,13 +249,13 @@ def _keys_backward_kernel(
     vectors = vectors_ptr + pid * VECTORS + FIRST
 
     d_normed = tl.zeros([BLOCK_ROWS, BLOCK_D], acc)
-    m_at = d_keys_ptr + image * num_splits * sums_size + slot * W
+    m_at = d_keys_ptr + image * NUM_SPLITS * sums_size + slot * W
     for first in tl.range(0, W, BLOCK_W, num_stages=STAGES):
         w = first + tl.arange(0, BLOCK_W)
         keys_at = keys_ptr + d[:, None] * W + w[None, :]
         keys = tl.load(keys_at, mask=columns[:, None] & (w < W)[None, :], other=0.0)
         both = inside[:, None] & (w < W)[None, :]
-        d_m = sum_splits(m_at[:, None] + w[None, :], both, num_splits, sums_size).to(tile)
+        d_m = sum_splits(m_at[:, None] + w[None, :], both, NUM_SPLITS, sums_size).to(tile)
         tl.store(d_m_ptr + rows[:, None] * W + w[None, :], d_m, mask=both)
         d_normed = add_dot(d_normed, d_m, tl.trans(keys), PRECISION)
 
@@ -253,9 +265,9 @@ def _keys_backward_kernel(
     norm_bias = tl.load(norm_bias_ptr + d, mask=columns, other=0.0)[None, :]
     normed = plain * norm_weight + norm_bias
     tl.store(normed_ptr + at, normed.to(tile), mask=valid)
-    c_at = d_keys_ptr + image * num_splits * sums_size + num_slots * W + slot * H
+    c_at = d_keys_ptr + image * NUM_SPLITS * sums_size + num_slots * W + slot * H
     for head in range(H):
-        d_c = sum_splits(c_at + head, inside, num_splits, sums_size)
+        d_c = sum_splits(c_at + head, inside, NUM_SPLITS, sums_size)
         keys_bias = tl.load(keys_bias_ptr + d * H + head, mask=columns, other=0.0)
         d_normed += d_c[:, None] * keys_bias[None, :]
         d_keys_bias = tl.sum(normed * d_c[:, None], 0)
