@@ -15,8 +15,8 @@ from fastslots import SlotAttention
 from fastslots_kernels import SlotAttentionWeights
 from fastslots_kernels.fused import forward, launch
 from fastslots_kernels.fused.backward import run_backward
-from fastslots_kernels.fused.folded import fold
 from fastslots_kernels.fused.launch import Launch, record_launches
+from fastslots_kernels.fused.products import fold
 from fastslots_kernels.fused.sizes import Sizes
 
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}  # of an A100, an H200 and a B200
@@ -99,12 +99,12 @@ def record(workload: Workload, precision: Precision, chip: str) -> list[Launch]:
         mock.patch.object(launch, "dependent_launches", return_value=chip != "sm_80"),
         mock.patch.object(forward.Call, "precision", precision.products),
     ):
-        folded = fold(weights, heads, precision.tile)
+        folded = fold(weights, heads, precision.tile, precision.products)
         call = forward.Call(inputs, mask, folded, sizes, 1e-8, norm_eps)
         *_, normed = forward.run_iterations(call, slots, workload.num_iterations, tolerance)
-        _, attn, sums = forward.run_step(call, slots, normed, dtype)
+        _, attn, sums, gates = forward.run_step(call, slots, normed, dtype)
         d_attn = attn if workload.optional else None
-        run_backward(call, weights, slots, sums, slots, d_attn, need_inputs=True)
+        run_backward(call, weights, slots, sums, gates, slots, d_attn, need_inputs=True)
     return launches
 
 

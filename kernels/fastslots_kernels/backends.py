@@ -94,7 +94,7 @@ def make_step(
             num_heads=num_heads,
             epsilon=epsilon,
             mask=mask,
-            keep_sums=not unrolled,
+            keep=not unrolled,
         )
     make: Callable[..., Step] = ReferenceStep if name == "reference" else ProjectionFreeStep
     return make(inputs, weights, num_heads=num_heads, epsilon=epsilon, mask=mask)

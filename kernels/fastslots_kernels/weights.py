@@ -107,7 +107,9 @@ class SlotAttentionWeights:
 
     @classmethod
     def from_tensors(
-        cls, tensors: Iterable[Tensor], norm_eps: tuple[float, float, float]
+        cls,
+        tensors: Iterable[Tensor],
+        norm_eps: tuple[float, float, float] = (1e-5, 1e-5, 1e-5),
     ) -> SlotAttentionWeights:
         """The inverse of `named_tensors` and `norm_eps`: tensors in the order of the fields."""
         values: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True))

@@ -18,8 +18,8 @@ from fastslots import SlotAttention
 from fastslots.benchmark.memory import memory_use
 from fastslots_kernels import SlotAttentionWeights, resolve_backend, slot_attention
 from fastslots_kernels.fused import FusedStep, forward, limits, ops
-from fastslots_kernels.fused.folded import fold
 from fastslots_kernels.fused.plans import stores_normed
+from fastslots_kernels.fused.products import fold
 from tests.kernels.cases import (
     Case,
     assert_equal_in_float64,
@@ -43,7 +43,20 @@ def operator_arguments(masked: bool, requires_grad: bool) -> tuple[list[Any], li
     iterate = [inputs, slots, problem.mask, folded, 2, 2, 0.1, 1e-8, eps]
     step = [inputs, slots, problem.mask, None, tensors, folded, 2, 1e-8, eps, torch.float32, True]
     d = problem.d_slots, problem.d_attn
-    backward = [inputs, slots, problem.mask, tensors, None, *d, torch.float64, 2, 1e-8, eps, True]
+    backward = [
+        inputs,
+        slots,
+        problem.mask,
+        tensors,
+        None,
+        None,
+        *d,
+        torch.float64,
+        2,
+        1e-8,
+        eps,
+        True,
+    ]
     return iterate, step, backward
 
 
@@ -98,7 +111,7 @@ def test_autocast_decides_the_dtype_of_the_products() -> None:
             num_heads=1,
             epsilon=0.0,
             mask=None,
-            keep_sums=True,
+            keep=True,
         )
     assert [t.dtype for t in step.folded[:5]] == [torch.float16] * 5
     assert {t.dtype for t in step.folded[5:]} == {torch.float32}
@@ -242,7 +255,7 @@ def test_offsets_beyond_two_to_the_31_are_right() -> None:
         arguments = operator_arguments(False, False)[2]
         arguments = [t.half() if isinstance(t, Tensor) else t for t in arguments]
         arguments[3] = [t.half() for t in arguments[3]]
-        arguments[0], arguments[7] = x, torch.float16
+        arguments[0], arguments[8] = x, torch.float16
         results.append(ops.step_backward(*arguments))
     for near, distant in zip(*results, strict=True):
         torch.testing.assert_close(distant, near, rtol=0, atol=0)

@@ -1,4 +1,7 @@
-"""The slot update's backward against autograd of the same formulas, in float64 and in the kernels' dtype."""
+"""The slot update's backward against autograd of the same formulas, in float64 and in the kernels' dtype.
+
+Including the gradients of all weights as the step leaves them: of the folded matrices, and of vectors.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,12 @@ pytest.importorskip("triton")
 
 from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import record_launches
+from fastslots_kernels.fused.products import WeightGradients, weight_gradients
 from fastslots_kernels.fused.sizes import Sizes
-from fastslots_kernels.fused.update import Gates
 from fastslots_kernels.fused.update_backward import (
     keys_backward,
     new_vectors,
     no_update_gradients,
-    sum_vectors,
     update_backward,
 )
 
@@ -72,9 +74,9 @@ def make_problem(sizes: Sizes, dtype: torch.dtype, num_splits: int = 3) -> Probl
         sums[..., sizes.virtual * (sizes.input_size + 1) :] = torch.nan
         return sums
 
-    c, d, h, m, width = sizes[2], sizes[4], sizes[5], sizes[6], sizes.width
+    c, d, m, width = sizes[2], sizes[4], sizes[6], sizes.width
     matrices = [(d, width), (3 * d, width), (3 * d, d), (m, d), (d, m)]
-    vectors = [(d, h), (c,), (c,), (d,), (d,), (d,), (d,), (3 * d,), (3 * d,), (m,), (d,)]
+    vectors = [(c,), (c,), (d,), (d,), (d,), (d,), (3 * d,), (3 * d,), (m,), (d,)]
     w = FoldedWeights(
         *(normal(*shape, dtype=dtype) * shape[1] ** -0.5 for shape in matrices),
         *(normal(*shape) for shape in vectors),
@@ -102,7 +104,7 @@ class Step(NamedTuple):
     new: Tensor
     m: Tensor
     c: Tensor
-    gates: Gates
+    gates: Tensor
 
 
 def step(w: FoldedWeights, slots: Tensor, sums: Tensor, sizes: Sizes, dtype: torch.dtype) -> Step:
@@ -124,11 +126,12 @@ def step(w: FoldedWeights, slots: Tensor, sums: Tensor, sizes: Sizes, dtype: tor
     normed = F.layer_norm(output, (d,), w.norm_mlp_weight, w.norm_mlp_bias, EPS["norm_mlp"])
     hidden = F.relu(product(normed, w.mlp_0.T) + w.mlp_0_bias)
     keys = F.layer_norm(slots, (d,), w.norm_slots_weight, w.norm_slots_bias, EPS["norm_slots"])
+    plain = product(keys, w.keys).unflatten(1, (sizes.num_heads, sizes.input_size))
     return Step(
         output + product(hidden, w.mlp_2.T) + w.mlp_2_bias,
-        product(keys, w.keys),
-        keys @ w.keys_bias,
-        Gates(reset, keep, new, from_hidden, output, averaged.to(dtype)),
+        (plain * w.scale).flatten(1),
+        plain @ w.shift,
+        torch.stack([reset, keep, new, from_hidden]),
     )
 
 
@@ -148,28 +151,23 @@ def by_autograd(p: Problem, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tenso
 
 
 def by_kernels(p: Problem, sizes: Sizes) -> dict[str, Tensor]:
-    """As `by_autograd`; matrices' gradients are made from the factors that the kernels leave."""
+    """As `by_autograd`."""
     gates = step(p.w, p.slots, p.sums, sizes, p.w.keys.dtype).gates
-    gates = Gates(*(x.contiguous() for x in gates))
     vectors = new_vectors(p.w, sizes)
     update = update_backward(
         p.d_new, p.slots, p.sums, gates, p.w, sizes, EPS["norm_mlp"], "ieee", vectors
     )
     keys = keys_backward(p.d_keys, p.slots, update, p.w, sizes, EPS["norm_slots"], "ieee", vectors)
+    dtype = p.slots.dtype
+    weights = weight_gradients(p.d_new, p.slots, update, keys, vectors, sizes, dtype, "ieee")
+    gradients = weights_by_name(weights, p.w)
+    return without_padding(gradients | {"slots": update.d_slots, "sums": update.d_sums}, sizes)
 
-    def product(left: Tensor, right: Tensor) -> Tensor:
-        return left.T.to(p.slots.dtype) @ right.to(left.dtype).to(p.slots.dtype)
 
-    gradients = sum_vectors(vectors, sizes) | {
-        "keys": product(keys.normed, keys.d_m),
-        "values": product(update.d_input_gates, gates.averaged),
-        "hidden": product(update.d_hidden_gates, p.slots),
-        "mlp_0": product(update.d_hidden, update.normed),
-        "mlp_2": product(p.d_new, update.hidden),
-        "slots": update.d_slots,
-        "sums": update.d_sums,
-    }
-    return without_padding(gradients, sizes)
+def weights_by_name(weights: WeightGradients, w: FoldedWeights) -> dict[str, Tensor]:
+    """By the names of `FoldedWeights`, whose vectors have the order of `SlotAttentionWeights`."""
+    vectors = weights.vectors.split([len(vector) for vector in w[5:]])
+    return dict(zip(w._fields, (*weights[:5], *vectors), strict=True))
 
 
 def without_padding(gradients: dict[str, Tensor], sizes: Sizes) -> dict[str, Tensor]:
@@ -208,6 +206,7 @@ def test_an_empty_slot_passes_no_gradient_to_its_sums_nor_to_the_inputs_affine()
     sizes = Sizes(1, 0, 16, 1, 16, 1, 16)
     p = make_problem(sizes, torch.float64)
     p.sums[..., :17] = 0
+    p = p._replace(d_keys=torch.zeros_like(p.d_keys))  # which would reach the affine another way
     gradients = by_kernels(p, sizes)
     for name in ("sums", "scale", "shift", "values"):
         assert torch.equal(gradients[name], torch.zeros_like(gradients[name])), name
@@ -219,9 +218,13 @@ def test_without_a_gradient_of_the_new_slots_only_the_keys_count() -> None:
     vectors = new_vectors(p.w, RAGGED)
     update = no_update_gradients(p.w, RAGGED, vectors)
     assert all(float(x.abs().max()) == 0 for x in update)
-    keys_backward(p.d_keys, p.slots, update, p.w, RAGGED, EPS["norm_slots"], "ieee", vectors)
-    oracle = by_autograd(p._replace(d_new=torch.zeros_like(p.d_new)), RAGGED, torch.float64)
-    actual = sum_vectors(vectors, RAGGED) | {"slots": update.d_slots}
+    keys = keys_backward(p.d_keys, p.slots, update, p.w, RAGGED, EPS["norm_slots"], "ieee", vectors)
+    p = p._replace(d_new=torch.zeros_like(p.d_new))
+    weights = weight_gradients(
+        p.d_new, p.slots, update, keys, vectors, RAGGED, torch.float64, "ieee"
+    )
+    oracle = by_autograd(p, RAGGED, torch.float64)
+    actual = weights_by_name(weights, p.w) | {"slots": update.d_slots}
     for name, value in actual.items():
         torch.testing.assert_close(value, oracle[name], rtol=1e-11, atol=1e-11, msg=name)
 
@@ -242,11 +245,12 @@ def test_results_are_the_same_bits_again() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_an_empty_batch_has_zero_gradients_and_launches_nothing() -> None:
+def test_an_empty_batch_has_zero_gradients_which_one_launch_writes() -> None:
     sizes = RAGGED._replace(batch=0)
     with record_launches() as launches:
-        gradients = by_kernels(make_problem(sizes, torch.float32), sizes)
-    assert not launches
+        by_kernels(make_problem(sizes, torch.float32), sizes)
+    assert [launch.kernel.__name__ for launch in launches] == ["_weight_gradients_kernel"]
+    gradients = by_kernels(make_problem(sizes, torch.float32), sizes)
     assert gradients["slots"].shape == (0, sizes.slot_size)
     weights = {name: x for name, x in gradients.items() if name not in ("slots", "sums")}
     assert all(float(x.abs().max()) == 0 for x in weights.values())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastslots_kernels.fused.attend import attend
-from fastslots_kernels.fused.folded import FoldedWeights
+from fastslots_kernels.fused.folded import FoldedWeights, float32_precision
 from fastslots_kernels.fused.plans import (
     Plan,
     attend_plan,
@@ -44,7 +44,7 @@ class Call(NamedTuple):
     @property
     def precision(self) -> str:
         """Of products of float32 tiles, as PyTorch is told to make its own."""
-        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+        return float32_precision()
 
     def new_sums(self, plan: Plan | None = None) -> Tensor:
         """Memory for the sums of every split of a plan, or of all inputs, ``[B, S, sums_size]``."""
@@ -154,7 +154,7 @@ def run_iterations(
 
 def run_step(
     call: Call, slots: Tensor, normed: Tensor | None, attn_dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """One step.
 
     Args:
@@ -165,7 +165,7 @@ def run_step(
 
     Returns:
         The new slots ``[B, K, D]`` in the accumulator's dtype, the softmax over the slots summed over heads,
-        ``[B, N, K]``, or None, and the sums ``[B, 1, sums_size]``.
+        ``[B, N, K]``, or None, the sums ``[B, 1, sums_size]`` and the GRU's gates ``[4, B K, D]``.
     """
     sizes = call.sizes
     old = call.rows(slots)
@@ -177,6 +177,7 @@ def run_step(
     run_attend(call, keys, sums, normed=normed, attn=attn)
     new, scratch = torch.empty_like(old), torch.empty_like(old)
     reduced = call.new_sums().zero_()  # its padding is nobody's, but leaves with an operator
+    gates = old.new_empty(4, *old.shape)
     update_slots(
         few_splits(sums),
         old,
@@ -188,10 +189,11 @@ def run_step(
         call.norm_eps,
         call.precision,
         reduced=reduced,
+        gates=gates,
     )
     if attn is not None and sizes.num_heads > 1:
         attn = attn.unflatten(2, (sizes.num_slots, sizes.num_heads)).sum(3)
-    return new.view(slots.shape), attn, reduced
+    return new.view(slots.shape), attn, reduced, gates
 
 
 def run_attend(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastslots_kernels.fused.folded import FoldedWeights, fold
+from fastslots_kernels.fused.folded import FoldedWeights, float32_precision, folded_shapes
 from fastslots_kernels.fused.plans import stores_normed
 from fastslots_kernels.fused.sizes import Sizes
 from fastslots_kernels.weights import TENSORS, SlotAttentionWeights
@@ -25,6 +25,23 @@ if TYPE_CHECKING:
 _MATRICES = tuple(name for name in TENSORS if name.startswith("project") or "_weight_" in name)
 _MATRICES += ("mlp_0_weight", "mlp_2_weight")
 _VECTORS = tuple(name for name in TENSORS if name not in _MATRICES)
+
+
+@torch.library.custom_op("fastslots::fold", mutates_args=())
+def fold(weights: Sequence[Tensor], num_heads: int, tile_dtype: torch.dtype) -> list[Tensor]:
+    """The matrices of `FoldedWeights`, of weights in the order of their fields."""
+    from fastslots_kernels.fused.products import fold_matrices
+
+    with _on_device_of(weights[0]):
+        w = SlotAttentionWeights.from_tensors(weights)
+        return fold_matrices(w, num_heads, tile_dtype, float32_precision())
+
+
+@fold.register_fake
+def _(weights: Sequence[Tensor], num_heads: int, tile_dtype: torch.dtype) -> list[Tensor]:
+    w = SlotAttentionWeights.from_tensors(weights)
+    shapes = folded_shapes(w, num_heads)
+    return [weights[0].new_empty(shape, dtype=tile_dtype) for shape in shapes]
 
 
 @torch.library.custom_op("fastslots::iterate", mutates_args=())
@@ -72,9 +89,9 @@ def step(
     epsilon: float,
     norm_eps: Sequence[float],
     attn_dtype: torch.dtype | None,
-    keep_sums: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One tracked step: new slots, attention and sums, the last two empty if not asked for.
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One tracked step: new slots, attention, and for the backward sums and gates; empty if not wanted.
 
     `weights` receive the gradient; the kernels read `folded`, made of them. `normed` is that of `iterate`
     on the same inputs, or None.
@@ -83,9 +100,10 @@ def step(
 
     with _on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
-        new, attn, sums = run_step(call, slots, normed, attn_dtype)
+        new, attn, *kept = run_step(call, slots, normed, attn_dtype)
     attn = slots.new_empty(0) if attn is None else attn
-    return new, attn, sums if keep_sums else sums.new_empty(0)
+    sums, gates = kept if keep else (new.new_empty(0), new.new_empty(0))
+    return new, attn, sums, gates
 
 
 @step.register_fake
@@ -100,15 +118,15 @@ def _(
     epsilon: float,
     norm_eps: Sequence[float],
     attn_dtype: torch.dtype | None,
-    keep_sums: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sizes = _sizes(inputs, slots, folded, num_heads)
     batch, n, k = sizes.batch, sizes.num_inputs, sizes.num_slots
     dtype = FoldedWeights(*folded).scale.dtype
     attn = slots.new_empty(0 if attn_dtype is None else (batch, n, k), dtype=attn_dtype)
-    shape = (batch, 1, sizes.sums_size) if keep_sums else (0,)
-    sums = slots.new_empty(shape, dtype=dtype)
-    return slots.new_empty(slots.shape, dtype=dtype), attn, sums
+    sums = slots.new_empty((batch, 1, sizes.sums_size) if keep else (0,), dtype=dtype)
+    gates = slots.new_empty((4, sizes.rows, sizes.slot_size) if keep else (0,), dtype=dtype)
+    return slots.new_empty(slots.shape, dtype=dtype), attn, sums, gates
 
 
 @torch.library.custom_op("fastslots::step_backward", mutates_args=())
@@ -118,6 +136,7 @@ def step_backward(
     mask: Tensor | None,
     weights: Sequence[Tensor],
     sums: Tensor | None,
+    gates: Tensor | None,
     d_new: Tensor | None,
     d_attn: Tensor | None,
     tile_dtype: torch.dtype,
@@ -128,17 +147,16 @@ def step_backward(
 ) -> list[Tensor]:
     """Gradients of the inputs (empty if not needed), of the slots, of each matrix, of all vectors in one."""
     from fastslots_kernels.fused.backward import run_backward
+    from fastslots_kernels.fused.products import fold
 
     with _on_device_of(inputs):
         w = SlotAttentionWeights.from_tensors(weights, _three(norm_eps))
-        folded = fold(w, num_heads, tile_dtype)
+        folded = fold(w, num_heads, tile_dtype, float32_precision())
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
-        d_inputs, d_slots, by_name = run_backward(
-            call, w, slots, sums, d_new, d_attn, need_inputs=need_inputs
+        d_inputs, d_slots, by_name, vectors = run_backward(
+            call, w, slots, sums, gates, d_new, d_attn, need_inputs=need_inputs
         )
-    dtype = w.dtype
-    matrices = [by_name[name].to(dtype) for name in _MATRICES]
-    vectors = torch.cat([by_name[name] for name in _VECTORS]).to(dtype)
+    matrices = [by_name[name] for name in _MATRICES]
     return [inputs.new_empty(0) if d_inputs is None else d_inputs, d_slots, *matrices, vectors]
 
 
@@ -149,6 +167,7 @@ def _(
     mask: Tensor | None,
     weights: Sequence[Tensor],
     sums: Tensor | None,
+    gates: Tensor | None,
     d_new: Tensor | None,
     d_attn: Tensor | None,
     tile_dtype: torch.dtype,
@@ -165,20 +184,21 @@ def _(
 
 
 def _setup_context(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> None:
-    x, slots, mask, _, weights, folded, num_heads, epsilon, norm_eps, _, keep_sums = inputs
-    ctx.save_for_backward(x, slots, mask, output[2] if keep_sums else None, *weights)
+    x, slots, mask, _, weights, folded, num_heads, epsilon, norm_eps, _, keep = inputs
+    kept = output[2:] if keep else (None, None)
+    ctx.save_for_backward(x, slots, mask, *kept, *weights)
     ctx.options = FoldedWeights(*folded).keys.dtype, num_heads, epsilon, norm_eps
     ctx.num_folded = len(folded)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None, _: Any) -> tuple[Any, ...]:
-    x, slots, mask, sums, *weights = ctx.saved_tensors
+def _backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    x, slots, mask, sums, gates, *weights = ctx.saved_tensors
     need_inputs = ctx.needs_input_grad[0]
     d_inputs, d_slots, *matrices, vectors = step_backward(
-        x, slots, mask, weights, sums, d_new, d_attn, *ctx.options, need_inputs
+        x, slots, mask, weights, sums, gates, d_new, d_attn, *ctx.options, need_inputs
     )
     by_name = dict(zip(_MATRICES, matrices, strict=True))
     sizes = [

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastslots_kernels.fused import ops
-from fastslots_kernels.fused.folded import fold
+from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.limits import tile_dtype
 from fastslots_kernels.weights import SlotAttentionWeights
 
@@ -29,23 +29,24 @@ class FusedStep:
         num_heads: int,
         epsilon: float,
         mask: Tensor | None,
-        keep_sums: bool,
+        keep: bool,
     ) -> None:
-        self.inputs, self.mask, self.keep_sums = inputs, mask, keep_sums
+        self.inputs, self.mask, self.keep = inputs, mask, keep
         self.attn_dtype = slots.dtype
         self.normed: Tensor | None = None  # x̃, once iterations have made it
         self.weights = list(weights.named_tensors().values())
         self.options = num_heads, float(epsilon), list(weights.norm_eps)
         dtype = tile_dtype(inputs)  # autocast's, which must not touch the products of weights
         with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-            self.folded = list(fold(weights, num_heads, dtype))
+            matrices = ops.fold(self.weights, num_heads, dtype)
+            self.folded = list(FoldedWeights.of(matrices, weights))
 
     def __call__(self, slots: Tensor, *, return_attn: bool) -> tuple[Tensor, Tensor | None]:
         """``[B, K, D]`` slots to the next ones, float32 or float64, and the softmax ``[B, N, K]``.
 
         The softmax is summed over heads and has the dtype of the call's slots.
         """
-        new, attn, _ = ops.step(
+        new, attn, *_ = ops.step(
             self.inputs,
             slots,
             self.mask,
@@ -54,7 +55,7 @@ class FusedStep:
             self.folded,
             *self.options,
             self.attn_dtype if return_attn else None,
-            self.keep_sums,
+            self.keep,
         )
         return new, attn if return_attn else None
 

@@ -24,17 +24,6 @@ class Keys(NamedTuple):
     c: Tensor  # [R, H]
 
 
-class Gates(NamedTuple):
-    """A GRU step with its intermediate values, all ``[R, D]``, and the means that entered it."""
-
-    reset: Tensor
-    keep: Tensor
-    new: Tensor
-    from_hidden: Tensor  # what the reset gate multiplies
-    output: Tensor
-    averaged: Tensor  # ū, [R, H C], tile dtype
-
-
 def make_keys(
     slots: Tensor, keys: Keys, w: FoldedWeights, sizes: Sizes, norm_slots_eps: float, precision: str
 ) -> None:
@@ -46,7 +35,11 @@ def make_keys(
         (_row_tiles(sizes),),
         slots,
         *keys,
-        *_key_weights(w),
+        w.keys,
+        w.scale,
+        w.shift,
+        w.norm_slots_weight,
+        w.norm_slots_bias,
         sizes.rows,
         **_constants(sizes, w, precision),
         **_row_blocks(sizes, w),
@@ -69,6 +62,7 @@ def update_slots(
     residual: Tensor | None = None,
     stop: Tensor | None = None,
     reduced: Tensor | None = None,
+    gates: Tensor | None = None,
 ) -> None:
     """Writes the next slots to `new`, and their keys to `keys`.
 
@@ -88,12 +82,15 @@ def update_slots(
         residual: Receives ``Σ (new - slots)²`` and ``Σ new²`` of every row, ``[R, 2]``.
         stop: int32 flag on the device: unless it is 0, nothing is written.
         reduced: Receives the sums over all splits, ``[B, sums_size]``, but for the padding.
+        gates: Receives those of the GRU, ``[4, R, D]``: reset, keep, new, and what the reset gate multiplies.
     """
     if sizes.rows == 0:
         return
     one_launch = _weight_bytes(w) <= _SMALL_WEIGHTS
     if not one_launch:
-        _launch_gru(sums, slots, scratch, w, sizes, precision, stop=stop, reduced=reduced)
+        _launch_gru(
+            sums, slots, scratch, w, sizes, precision, stop=stop, reduced=reduced, gates=gates
+        )
     launch(
         _update_kernel,
         (_row_tiles(sizes),),
@@ -101,12 +98,15 @@ def update_slots(
         slots,
         scratch,
         _or_unused(reduced, slots),
+        _or_unused(gates, slots),
         *_gru_weights(w),
         new,
         _or_unused(residual, slots),
         *_mlp_weights(w),
         *(keys or (slots, slots)),
-        *_key_weights(w),
+        w.keys,
+        w.norm_slots_weight,
+        w.norm_slots_bias,
         _or_unused(stop, slots),
         sizes.rows,
         sizes.num_slots,
@@ -121,6 +121,7 @@ def update_slots(
         RUN_GRU=one_launch,
         HAS_STOP=stop is not None,
         STORE_SUMS=reduced is not None,
+        STORE_GATES=gates is not None,
         RESIDUAL=residual is not None,
         MAKE_KEYS=keys is not None,
         num_warps=8,
@@ -129,15 +130,12 @@ def update_slots(
 
 def recompute_gates(
     sums: Tensor, slots: Tensor, w: FoldedWeights, sizes: Sizes, precision: str
-) -> Gates:
-    """The GRU of sums ``[B, 1, sums_size]`` and slots ``[R, D]`` with its intermediate values."""
+) -> Tensor:
+    """The gates of `update_slots` again, of sums ``[B, 1, sums_size]`` and slots ``[R, D]``."""
     gates = slots.new_empty(4, *slots.shape)
-    output = slots.new_empty(slots.shape)
-    averaged = w.values.new_empty(sizes.rows, sizes.width)
     if sizes.rows > 0:
-        _launch_gru(sums, slots, output, w, sizes, precision, gates=gates, averaged=averaged)
-    reset, keep, new, from_hidden = gates.unbind()
-    return Gates(reset, keep, new, from_hidden, output, averaged)
+        _launch_gru(sums, slots, torch.empty_like(slots), w, sizes, precision, gates=gates)
+    return gates
 
 
 def _launch_gru(
@@ -150,7 +148,6 @@ def _launch_gru(
     *,
     reduced: Tensor | None = None,
     gates: Tensor | None = None,
-    averaged: Tensor | None = None,
     stop: Tensor | None = None,
 ) -> None:
     blocks = _gru_blocks(sizes, w)
@@ -162,7 +159,6 @@ def _launch_gru(
         output,
         _or_unused(reduced, slots),
         _or_unused(gates, slots),
-        _or_unused(averaged, slots),
         *_gru_weights(w),
         _or_unused(stop, slots),
         sizes.rows,
@@ -185,10 +181,6 @@ def _gru_weights(w: FoldedWeights) -> tuple[Tensor, ...]:
 def _mlp_weights(w: FoldedWeights) -> tuple[Tensor, ...]:
     mlp = w.mlp_0, w.mlp_0_bias, w.mlp_2, w.mlp_2_bias
     return w.norm_mlp_weight, w.norm_mlp_bias, *mlp
-
-
-def _key_weights(w: FoldedWeights) -> tuple[Tensor, ...]:
-    return w.keys, w.keys_bias, w.norm_slots_weight, w.norm_slots_bias
 
 
 def _weight_bytes(w: FoldedWeights) -> int:

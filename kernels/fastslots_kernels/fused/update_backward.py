@@ -1,6 +1,6 @@
 """The slot update's backward: launchers, and the gradients of all vectors of the weights at once.
 
-Gradients of matrices are left to the matrix library; both factors of each are returned.
+Gradients of matrices are left to `products`; both factors of each are returned.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.sizes import Sizes, padded
-from fastslots_kernels.fused.update import Gates
 from fastslots_kernels.fused.update_backward_kernels import (
     _keys_backward_kernel,
     _mlp_gru_backward_kernel,
@@ -34,42 +33,33 @@ class UpdateGradients(NamedTuple):
     d_slots: Tensor  # [R, D]: past the gates; `keys_backward` adds the rest
     d_input_gates: Tensor  # [R, 3 D]
     d_hidden_gates: Tensor  # [R, 3 D]
+    averaged: Tensor  # [R, H C]: ū
     hidden: Tensor  # [R, M], after the ReLU
     d_hidden: Tensor  # [R, M], before it
     normed: Tensor  # [R, D]: what enters the MLP
 
 
 class KeyGradients(NamedTuple):
-    """Factors of the gradient of ``keys``, ``normedᵀ d_m``, in the tiles' dtype."""
+    """Factors of the gradient of ``keys``, ``normedᵀ d_plain``, in the tiles' dtype."""
 
-    d_m: Tensor  # [R, H C]
+    d_plain: Tensor  # [R, H C]: of the product with ``keys``
     normed: Tensor  # [R, D]: the normalised slots, affine included
 
 
 def new_vectors(w: FoldedWeights, sizes: Sizes) -> Tensor:
     """Memory for the gradients of all vectors, one row per tile of slots, ``[tiles, total]``.
 
-    The functions below fill all of it between them; `sum_vectors` reads it.
+    In the order of the fields of `SlotAttentionWeights`, with those of the inputs' LayerNorm for every head.
+    The functions below fill all of it between them; `products.weight_gradients` adds it up.
     """
     return w.scale.new_empty(-(-sizes.rows // _BLOCK_ROWS), sum(_widths(sizes).values()))
-
-
-def sum_vectors(vectors: Tensor, sizes: Sizes) -> dict[str, Tensor]:
-    """Gradients by the field names of `FoldedWeights`, in their shapes."""
-    widths = _widths(sizes)
-    parts = vectors.sum(0).split(list(widths.values()))
-    gradients = dict(zip(widths, parts, strict=True))
-    for name in ("scale", "shift"):
-        gradients[name] = gradients[name].view(sizes.num_heads, sizes.input_size).sum(0)
-    gradients["keys_bias"] = gradients["keys_bias"].view(sizes.slot_size, sizes.num_heads)
-    return gradients
 
 
 def update_backward(
     d_new: Tensor,
     slots: Tensor,
     sums: Tensor,
-    gates: Gates,
+    gates: Tensor,
     w: FoldedWeights,
     sizes: Sizes,
     norm_mlp_eps: float,
@@ -82,12 +72,12 @@ def update_backward(
         d_new: ``[R, D]``, accumulator's dtype.
         slots: The slots that entered the step, ``[R, D]``, accumulator's dtype.
         sums: ``[B, 1, sums_size]``, accumulator's dtype.
-        gates: Of the forward.
+        gates: Of the forward, ``[4, R, D]``.
         w: Weights of the step.
         sizes: Of the call.
         norm_mlp_eps: Added to the variance of the slots before the MLP.
         precision: ``"ieee"`` or ``"tf32"``, for products in float32.
-        vectors: Of `new_vectors`; all but the columns of `keys_backward` are filled.
+        vectors: Of `new_vectors`; all columns but those of ``norm_slots`` are filled.
     """
     gradients = _empty_update_gradients(w, sizes)
     if sizes.rows == 0:
@@ -98,11 +88,7 @@ def update_backward(
         (vectors.shape[0],),
         d_new,
         slots,
-        gates.reset,
-        gates.keep,
-        gates.new,
-        gates.from_hidden,
-        gates.output,
+        gates,
         w.mlp_0,
         w.mlp_0_bias,
         w.mlp_2,
@@ -130,14 +116,15 @@ def update_backward(
         w.values,
         sums,
         w.scale,
+        w.shift,
         gradients.d_sums,
+        gradients.averaged,
         vectors,
         sizes.rows,
         sizes.num_slots,
         sizes.sums_size,
         C=sizes.input_size,
         H=sizes.num_heads,
-        FIRST=first["scale"],
         BLOCK_C=min(64, padded(sizes.input_size)),
         BLOCK_GATES=_chunk(3 * sizes.slot_size, min(64, sizes.input_size), w),
         **constants,
@@ -148,7 +135,7 @@ def update_backward(
 def no_update_gradients(w: FoldedWeights, sizes: Sizes, vectors: Tensor) -> UpdateGradients:
     """In place of `update_backward` if no gradient reaches the new slots: zeros, also in `vectors`."""
     gradients = _empty_update_gradients(w, sizes)
-    vectors[:, : _first_columns(sizes)["norm_slots_weight"]].zero_()
+    vectors.zero_()
     return UpdateGradients(*(gradient.zero_() for gradient in gradients))
 
 
@@ -172,12 +159,12 @@ def keys_backward(
         sizes: Of the call.
         norm_slots_eps: Added to the variance of the slots.
         precision: As in `update_backward`.
-        vectors: Of `new_vectors`; the columns of the weights used here are filled.
+        vectors: Filled by `update_backward`; receives the rest.
     """
-    d_m = w.keys.new_empty(sizes.rows, sizes.width)
+    d_plain = w.keys.new_empty(sizes.rows, sizes.width)
     normed = w.keys.new_empty(sizes.rows, sizes.slot_size)
     if sizes.rows == 0:
-        return KeyGradients(d_m, normed)
+        return KeyGradients(d_plain, normed)
     first, constants = _first_columns(sizes), _constants(w, sizes, precision, vectors)
     launch(
         _keys_backward_kernel,
@@ -186,11 +173,12 @@ def keys_backward(
         slots,
         gradients.d_hidden_gates,
         w.keys,
-        w.keys_bias,
+        w.scale,
+        w.shift,
         w.hidden,
         w.norm_slots_weight,
         w.norm_slots_bias,
-        d_m,
+        d_plain,
         normed,
         gradients.d_slots,
         vectors,
@@ -198,33 +186,32 @@ def keys_backward(
         sizes.num_slots,
         sizes.sums_size,
         NUM_SPLITS=d_keys.shape[1],
-        W=sizes.width,
+        C=sizes.input_size,
         H=sizes.num_heads,
         FIRST=first["norm_slots_weight"],
         EPS=norm_slots_eps,
         BLOCK_D=padded(sizes.slot_size),
-        BLOCK_W=_chunk(sizes.width, sizes.slot_size, w),
+        BLOCK_C=_chunk(sizes.input_size, sizes.slot_size, w),
         BLOCK_GATES=_chunk(3 * sizes.slot_size, sizes.slot_size, w),
         **constants,
     )
-    return KeyGradients(d_m, normed)
+    return KeyGradients(d_plain, normed)
 
 
 def _widths(sizes: Sizes) -> dict[str, int]:
-    """Columns of `vectors` by field of `FoldedWeights`, in the order in which the kernels store them."""
+    """Columns of `vectors` by field of `SlotAttentionWeights`, in order."""
     d = sizes.slot_size
     return {
+        "norm_inputs_weight": sizes.width,
+        "norm_inputs_bias": sizes.width,
+        "norm_slots_weight": d,
+        "norm_slots_bias": d,
         "norm_mlp_weight": d,
         "norm_mlp_bias": d,
-        "mlp_2_bias": d,
         "gru_bias_ih": 3 * d,
         "gru_bias_hh": 3 * d,
         "mlp_0_bias": sizes.mlp_size,
-        "scale": sizes.width,
-        "shift": sizes.width,
-        "norm_slots_weight": d,
-        "norm_slots_bias": d,
-        "keys_bias": d * sizes.num_heads,
+        "mlp_2_bias": d,
     }
 
 
@@ -239,7 +226,7 @@ def _empty_update_gradients(w: FoldedWeights, sizes: Sizes) -> UpdateGradients:
     return UpdateGradients(
         w.scale.new_empty(sizes.batch, 1, sizes.sums_size),
         w.scale.new_empty(rows, d),
-        *(w.values.new_empty(rows, width) for width in (3 * d, 3 * d, m, m, d)),
+        *(w.values.new_empty(rows, width) for width in (3 * d, 3 * d, sizes.width, m, m, d)),
     )
 
 

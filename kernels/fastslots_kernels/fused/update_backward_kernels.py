@@ -21,11 +21,7 @@ from fastslots_kernels.fused.update_kernels import sum_splits
 def _mlp_gru_backward_kernel(
     d_new_ptr,  # [R, D]
     slots_ptr,  # [R, D]
-    reset_ptr,  # [R, D]
-    keep_ptr,  # [R, D]
-    new_ptr,  # [R, D]
-    from_hidden_ptr,  # [R, D]
-    output_ptr,  # [R, D]
+    gates_ptr,  # [4, R, D]: reset, keep, new, from_hidden
     mlp_0_ptr,  # [M, D]
     mlp_0_bias_ptr,  # [M]
     mlp_2_ptr,  # [D, M]
@@ -53,7 +49,7 @@ def _mlp_gru_backward_kernel(
 ):
     """Back through the MLP, its LayerNorm and the gates.
 
-    Vectors: norm_mlp_weight, norm_mlp_bias, mlp_2_bias, gru_bias_ih, gru_bias_hh, mlp_0_bias.
+    Vectors: norm_mlp_weight, norm_mlp_bias, gru_bias_ih, gru_bias_hh, mlp_0_bias, mlp_2_bias.
     """
     wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = mlp_0_ptr.dtype.element_ty
@@ -69,7 +65,13 @@ def _mlp_gru_backward_kernel(
     at = rows[:, None] * D + d[None, :]
     vectors = vectors_ptr + pid * VECTORS + FIRST
 
-    output = tl.load(output_ptr + at, mask=wide, other=0.0)
+    reset_ptr, keep_ptr = gates_ptr + at, gates_ptr + (num_rows + rows)[:, None] * D + d[None, :]
+    new_ptr = gates_ptr + (2 * num_rows + rows)[:, None] * D + d[None, :]
+    from_hidden_ptr = gates_ptr + (3 * num_rows + rows)[:, None] * D + d[None, :]
+    slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
+    keep = tl.load(keep_ptr, mask=wide, other=0.0)
+    new = tl.load(new_ptr, mask=wide, other=0.0)
+    output = (1 - keep) * new + keep * slots
     normed, rstd = layer_norm(output, wide, D, EPS)
     norm_weight = tl.load(norm_weight_ptr + d, mask=columns, other=0.0)[None, :]
     norm_bias = tl.load(norm_bias_ptr + d, mask=columns, other=0.0)[None, :]
@@ -95,19 +97,19 @@ def _mlp_gru_backward_kernel(
         stored = inside[:, None] & (m < M)[None, :]
         tl.store(hidden_ptr + hidden_at, tl.maximum(hidden, 0.0).to(tile), mask=stored)
         tl.store(d_hidden_ptr + hidden_at, d_hidden_tile, mask=stored)
-        tl.store(vectors + 9 * D + m, tl.sum(d_hidden, 0), mask=m < M)
+        tl.store(vectors + 8 * D + m, tl.sum(d_hidden, 0), mask=m < M)
 
     d_new = tl.load(d_new_ptr + at, mask=valid, other=0.0)  # again: registers are scarce above
     tl.store(vectors + d, tl.sum(d_mlp_in * normed, 0), mask=columns)
     tl.store(vectors + D + d, tl.sum(d_mlp_in, 0), mask=columns)
-    tl.store(vectors + 2 * D + d, tl.sum(d_new, 0), mask=columns)
+    tl.store(vectors + 8 * D + M + d, tl.sum(d_new, 0), mask=columns)
     d_output = d_new + layer_norm_backward(d_mlp_in * norm_weight, normed, rstd, D)
 
     slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
-    reset = tl.load(reset_ptr + at, mask=wide, other=0.0)
-    keep = tl.load(keep_ptr + at, mask=wide, other=0.0)
-    new = tl.load(new_ptr + at, mask=wide, other=0.0)
-    from_hidden = tl.load(from_hidden_ptr + at, mask=wide, other=0.0)
+    reset = tl.load(reset_ptr, mask=wide, other=0.0)
+    keep = tl.load(keep_ptr, mask=wide, other=0.0)
+    new = tl.load(new_ptr, mask=wide, other=0.0)
+    from_hidden = tl.load(from_hidden_ptr, mask=wide, other=0.0)
     tl.store(d_slots_ptr + at, d_output * keep, mask=valid)
     d_gate_new = d_output * (1 - keep) * (1 - new * new)
     d_gate_keep = d_output * (slots - new) * keep * (1 - keep)
@@ -123,12 +125,12 @@ def _mlp_gru_backward_kernel(
     tl.store(d_hidden_gates_ptr + gates_at + D, keep_tile, mask=valid)
     tl.store(d_hidden_gates_ptr + gates_at + 2 * D, d_from_hidden.to(tile), mask=valid)
     sum_reset, sum_keep = tl.sum(d_gate_reset, 0), tl.sum(d_gate_keep, 0)
-    tl.store(vectors + 3 * D + d, sum_reset, mask=columns)
-    tl.store(vectors + 4 * D + d, sum_keep, mask=columns)
-    tl.store(vectors + 5 * D + d, tl.sum(d_gate_new, 0), mask=columns)
-    tl.store(vectors + 6 * D + d, sum_reset, mask=columns)
-    tl.store(vectors + 7 * D + d, sum_keep, mask=columns)
-    tl.store(vectors + 8 * D + d, tl.sum(d_from_hidden, 0), mask=columns)
+    tl.store(vectors + 2 * D + d, sum_reset, mask=columns)
+    tl.store(vectors + 3 * D + d, sum_keep, mask=columns)
+    tl.store(vectors + 4 * D + d, tl.sum(d_gate_new, 0), mask=columns)
+    tl.store(vectors + 5 * D + d, sum_reset, mask=columns)
+    tl.store(vectors + 6 * D + d, sum_keep, mask=columns)
+    tl.store(vectors + 7 * D + d, tl.sum(d_from_hidden, 0), mask=columns)
 
 
 @triton.jit
@@ -137,8 +139,10 @@ def _sums_backward_kernel(
     values_ptr,  # [3 D, H C]
     sums_ptr,  # [B, 1, sums_size]
     scale_ptr,  # [C]
+    shift_ptr,  # [C]
     d_sums_ptr,  # out [B, 1, sums_size], but for its padding
-    vectors_ptr,  # out [tiles, VECTORS], from column FIRST on
+    averaged_ptr,  # out [R, H C]: ū
+    vectors_ptr,  # out [tiles, VECTORS]
     num_rows,  # R
     num_slots,  # K
     sums_size,
@@ -146,7 +150,6 @@ def _sums_backward_kernel(
     D: tl.constexpr,
     H: tl.constexpr,
     VECTORS: tl.constexpr,
-    FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -156,7 +159,7 @@ def _sums_backward_kernel(
 ):
     """Back through the input gates' product and the weighted mean, for one head of a tile.
 
-    Vectors: scale and shift of every head.
+    Vectors: norm_inputs_weight and norm_inputs_bias for every head, but for what comes through the keys.
     """
     wait_for_inputs(DEPENDENT)
     acc: tl.constexpr = sums_ptr.dtype.element_ty
@@ -168,7 +171,7 @@ def _sums_backward_kernel(
     image, slot = rows // num_slots, rows % num_slots
     sums_at = image * sums_size + (slot * H + head) * C
     total_at = image * sums_size + num_slots * H * C + slot * H + head
-    vectors = vectors_ptr + pid * VECTORS + FIRST + head * C
+    vectors = vectors_ptr + pid * VECTORS + head * C
     total = tl.load(sums_ptr + total_at)
     filled = total != 0
     inverse = tl.where(filled, divide(1.0, tl.where(filled, total, 1.0)), 0.0)[:, None]
@@ -189,9 +192,14 @@ def _sums_backward_kernel(
         at = sums_at[:, None] + c[None, :]
         mean = tl.load(sums_ptr + at, mask=(c < C)[None, :], other=0.0) * inverse
         scale = tl.load(scale_ptr + c, mask=c < C, other=0.0)[None, :]
+        shift = tl.load(shift_ptr + c, mask=c < C, other=0.0)[None, :]
+        averaged = tl.where(filled[:, None], mean * scale + shift, 0.0)
+        averaged_at = averaged_ptr + rows[:, None] * (H * C) + head * C + c[None, :]
+        stored = inside[:, None] & (c < C)[None, :]
+        tl.store(averaged_at, averaged.to(averaged_ptr.dtype.element_ty), mask=stored)
         d_sums = d_averaged * scale * inverse
         d_total -= tl.sum(d_sums * mean, 1)
-        tl.store(d_sums_ptr + at, d_sums, mask=inside[:, None] & (c < C)[None, :])
+        tl.store(d_sums_ptr + at, d_sums, mask=stored)
         tl.store(vectors + c, tl.sum(d_averaged * mean, 0), mask=c < C)
         tl.store(vectors + H * C + c, tl.sum(d_averaged, 0), mask=c < C)
     tl.store(d_sums_ptr + total_at, d_total, mask=inside)
@@ -203,19 +211,20 @@ def _keys_backward_kernel(
     slots_ptr,  # [R, D]
     d_hidden_gates_ptr,  # [R, 3 D]
     keys_ptr,  # [D, H C]
-    keys_bias_ptr,  # [D, H]
+    scale_ptr,  # [C]
+    shift_ptr,  # [C]
     hidden_ptr,  # [3 D, D]
     norm_weight_ptr,  # [D]
     norm_bias_ptr,  # [D]
-    d_m_ptr,  # out [R, H C]
+    d_plain_ptr,  # out [R, H C]
     normed_ptr,  # out [R, D]
     d_slots_ptr,  # in and out [R, D]
-    vectors_ptr,  # out [tiles, VECTORS], from column FIRST on
+    vectors_ptr,  # in and out [tiles, VECTORS]
     num_rows,  # R
     num_slots,  # K
     sums_size,
     NUM_SPLITS: tl.constexpr,  # S
-    W: tl.constexpr,
+    C: tl.constexpr,
     D: tl.constexpr,
     H: tl.constexpr,
     VECTORS: tl.constexpr,
@@ -224,18 +233,20 @@ def _keys_backward_kernel(
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     BLOCK_GATES: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Back through the keys and the slots' LayerNorm; adds the GRU's product with the slots.
 
-    Vectors: norm_slots_weight, norm_slots_bias, keys_bias.
+    Vectors: adds what comes through the keys to norm_inputs_weight and norm_inputs_bias; norm_slots_weight
+    and norm_slots_bias, from column FIRST on.
     """
     wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = keys_ptr.dtype.element_ty
     acc: tl.constexpr = slots_ptr.dtype.element_ty
+    width: tl.constexpr = H * C
     pid = tl.program_id(0).to(tl.int64)
     rows = pid * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
@@ -246,32 +257,41 @@ def _keys_backward_kernel(
     valid = inside[:, None] & wide
     at = rows[:, None] * D + d[None, :]
     image, slot = rows // num_slots, rows % num_slots
-    vectors = vectors_ptr + pid * VECTORS + FIRST
-
-    d_normed = tl.zeros([BLOCK_ROWS, BLOCK_D], acc)
-    m_at = d_keys_ptr + image * NUM_SPLITS * sums_size + slot * W
-    for first in tl.range(0, W, BLOCK_W, num_stages=STAGES):
-        w = first + tl.arange(0, BLOCK_W)
-        keys_at = keys_ptr + d[:, None] * W + w[None, :]
-        keys = tl.load(keys_at, mask=columns[:, None] & (w < W)[None, :], other=0.0)
-        both = inside[:, None] & (w < W)[None, :]
-        d_m = sum_splits(m_at[:, None] + w[None, :], both, NUM_SPLITS, sums_size).to(tile)
-        tl.store(d_m_ptr + rows[:, None] * W + w[None, :], d_m, mask=both)
-        d_normed = add_dot(d_normed, d_m, tl.trans(keys), PRECISION)
+    vectors = vectors_ptr + pid * VECTORS
 
     slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
     plain, rstd = layer_norm(slots, wide, D, EPS)
     norm_weight = tl.load(norm_weight_ptr + d, mask=columns, other=0.0)[None, :]
     norm_bias = tl.load(norm_bias_ptr + d, mask=columns, other=0.0)[None, :]
-    normed = plain * norm_weight + norm_bias
-    tl.store(normed_ptr + at, normed.to(tile), mask=valid)
-    c_at = d_keys_ptr + image * NUM_SPLITS * sums_size + num_slots * W + slot * H
+    normed = (plain * norm_weight + norm_bias).to(tile)
+    tl.store(normed_ptr + at, normed, mask=valid)
+    d_keys_ptr += image * NUM_SPLITS * sums_size
+    d_normed = tl.zeros([BLOCK_ROWS, BLOCK_D], acc)
     for head in range(H):
-        d_c = sum_splits(c_at + head, inside, NUM_SPLITS, sums_size)
-        keys_bias = tl.load(keys_bias_ptr + d * H + head, mask=columns, other=0.0)
-        d_normed += d_c[:, None] * keys_bias[None, :]
-        d_keys_bias = tl.sum(normed * d_c[:, None], 0)
-        tl.store(vectors + 2 * D + d * H + head, d_keys_bias, mask=columns)
+        c_at = d_keys_ptr + num_slots * width + slot * H + head
+        d_c = sum_splits(c_at, inside, NUM_SPLITS, sums_size)[:, None]
+        for first in tl.range(0, C, BLOCK_C, num_stages=STAGES):
+            c = first + tl.arange(0, BLOCK_C)
+            valid_c = c < C
+            keys_at = keys_ptr + d[:, None] * width + (head * C + c)[None, :]
+            keys = tl.load(keys_at, mask=columns[:, None] & valid_c[None, :], other=0.0)
+            both = inside[:, None] & valid_c[None, :]
+            m_at = d_keys_ptr[:, None] + slot[:, None] * width + (head * C + c)[None, :]
+            d_m = sum_splits(m_at, both, NUM_SPLITS, sums_size)
+            plain_key = add_dot(tl.zeros([BLOCK_ROWS, BLOCK_C], acc), normed, keys, PRECISION)
+            vectors_at = vectors + head * C + c
+            d_scale = tl.load(vectors_at, mask=valid_c, other=0.0) + tl.sum(d_m * plain_key, 0)
+            d_shift = tl.load(vectors_at + width, mask=valid_c, other=0.0)
+            tl.store(vectors_at, d_scale, mask=valid_c)
+            tl.store(vectors_at + width, d_shift + tl.sum(d_c * plain_key, 0), mask=valid_c)
+            scale = tl.load(scale_ptr + c, mask=valid_c, other=0.0)[None, :]
+            shift = tl.load(shift_ptr + c, mask=valid_c, other=0.0)[None, :]
+            d_plain = (d_m * scale + d_c * shift).to(tile)
+            d_plain_at = d_plain_ptr + rows[:, None] * width + (head * C + c)[None, :]
+            tl.store(d_plain_at, d_plain, mask=both)
+            d_normed = add_dot(d_normed, d_plain, tl.trans(keys), PRECISION)
+
+    vectors += FIRST
     tl.store(vectors + d, tl.sum(d_normed * plain, 0), mask=columns)
     tl.store(vectors + D + d, tl.sum(d_normed, 0), mask=columns)
 

@@ -40,7 +40,6 @@ def gru_columns(
     output_ptr,  # [R, D]
     reduced_ptr,  # [B, sums_size]
     gates_ptr,  # [4, R, D]: reset, keep, new, from_hidden
-    averaged_ptr,  # [R, H C]
     values_ptr,  # [3 D, H C]
     hidden_ptr,  # [3 D, D]
     bias_ih_ptr,  # [3 D]
@@ -64,8 +63,7 @@ def gru_columns(
 ):
     """Stores the GRU's output for some rows and the columns from `first_column` on.
 
-    With STORE_SUMS also the sums over all splits, with STORE_GATES the gates and ``ū``. What no column
-    belongs to is stored with column 0.
+    With STORE_SUMS also the sums over all splits, by the program of column 0; with STORE_GATES the gates.
     """
     tile = values_ptr.dtype.element_ty
     width: tl.constexpr = H * C
@@ -112,9 +110,6 @@ def gru_columns(
             new = add_dot(new, averaged, weight_n, PRECISION)
             if STORE_SUMS:
                 tl.store(reduced_ptr + at_sums, sums, mask=once[:, None] & valid_c[None, :])
-            if STORE_GATES:
-                at_averaged = averaged_ptr + rows[:, None] * width + (h * C + c)[None, :]
-                tl.store(at_averaged, averaged, mask=once[:, None] & valid_c[None, :])
 
     for first in tl.range(0, D, GRU_CHUNK, num_stages=STAGES):
         i = first + tl.arange(0, GRU_CHUNK)
@@ -201,7 +196,8 @@ def store_keys(
     m_ptr,  # [R, H C]
     c_ptr,  # [R, H]
     keys_ptr,  # [D, H C]
-    keys_bias_ptr,  # [D, H]
+    scale_ptr,  # [C]
+    shift_ptr,  # [C]
     norm_weight_ptr,  # [D]
     norm_bias_ptr,  # [D]
     num_rows,
@@ -221,20 +217,21 @@ def store_keys(
     valid_row = rows < num_rows
     normed, _ = layer_norm(slots, valid_d[None, :], D, NORM_EPS)
     normed = normed * load_row(norm_weight_ptr + d, valid_d) + load_row(norm_bias_ptr + d, valid_d)
-    for h in range(H):
-        c = tl.sum(normed * load_row(keys_bias_ptr + d * H + h, valid_d), 1)
-        tl.store(c_ptr + rows * H + h, c, mask=valid_row)
-
     normed = normed.to(keys_ptr.dtype.element_ty)
     width: tl.constexpr = H * C
-    for first in tl.range(0, width, ROW_CHUNK, num_stages=STAGES):
-        w = first + tl.arange(0, ROW_CHUNK)
-        valid_w = w < width
-        at_weight = keys_ptr + d[:, None] * width + w[None, :]
-        weight = tl.load(at_weight, mask=valid_d[:, None] & valid_w[None, :], other=0.0)
-        m = add_dot(tl.zeros([BLOCK_ROWS, ROW_CHUNK], slots.dtype), normed, weight, PRECISION)
-        at_m = m_ptr + rows[:, None] * width + w[None, :]
-        tl.store(at_m, m.to(m_ptr.dtype.element_ty), mask=valid_row[:, None] & valid_w[None, :])
+    for h in range(H):
+        total = tl.zeros([BLOCK_ROWS], slots.dtype)
+        for first in tl.range(0, C, ROW_CHUNK, num_stages=STAGES):
+            c = first + tl.arange(0, ROW_CHUNK)
+            valid_c = c < C
+            at_weight = keys_ptr + d[:, None] * width + (h * C + c)[None, :]
+            weight = tl.load(at_weight, mask=valid_d[:, None] & valid_c[None, :], other=0.0)
+            key = add_dot(tl.zeros([BLOCK_ROWS, ROW_CHUNK], slots.dtype), normed, weight, PRECISION)
+            total += tl.sum(key * load_row(shift_ptr + c, valid_c), 1)
+            m = (key * load_row(scale_ptr + c, valid_c)).to(m_ptr.dtype.element_ty)
+            at_m = m_ptr + rows[:, None] * width + (h * C + c)[None, :]
+            tl.store(at_m, m, mask=valid_row[:, None] & valid_c[None, :])
+        tl.store(c_ptr + rows * H + h, total, mask=valid_row)
 
 
 @triton.jit
@@ -269,7 +266,8 @@ def _keys_kernel(
     m_ptr,  # [R, H C]
     c_ptr,  # [R, H]
     keys_ptr,  # [D, H C]
-    keys_bias_ptr,  # [D, H]
+    scale_ptr,  # [C]
+    shift_ptr,  # [C]
     norm_weight_ptr,  # [D]
     norm_bias_ptr,  # [D]
     num_rows,
@@ -291,7 +289,8 @@ def _keys_kernel(
     valid = (rows < num_rows)[:, None] & (d < D)[None, :]
     slots = tl.load(slots_ptr + rows[:, None] * D + d[None, :], mask=valid, other=0.0)
     store_keys(
-        slots, rows, m_ptr, c_ptr, keys_ptr, keys_bias_ptr, norm_weight_ptr, norm_bias_ptr, num_rows,
+        slots, rows, m_ptr, c_ptr, keys_ptr, scale_ptr, shift_ptr, norm_weight_ptr, norm_bias_ptr,
+        num_rows,
         C, D, H, NORM_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
     )  # fmt: skip
 
@@ -303,7 +302,6 @@ def _gru_kernel(
     output_ptr,  # [R, D]
     reduced_ptr,  # [B, sums_size]
     gates_ptr,  # [4, R, D]
-    averaged_ptr,  # [R, H C]
     values_ptr,  # [3 D, H C]
     hidden_ptr,  # [3 D, D]
     bias_ih_ptr,  # [3 D]
@@ -337,7 +335,7 @@ def _gru_kernel(
     first_row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_ROWS
     gru_columns(
         first_row + tl.arange(0, BLOCK_ROWS), tl.program_id(0) % column_blocks * BLOCK_D,
-        sums_ptr, slots_ptr, output_ptr, reduced_ptr, gates_ptr, averaged_ptr,
+        sums_ptr, slots_ptr, output_ptr, reduced_ptr, gates_ptr,
         values_ptr, hidden_ptr, bias_ih_ptr, bias_hh_ptr, scale_ptr, shift_ptr,
         num_rows, num_slots, sums_size, NUM_SPLITS, C, D, H,
         STORE_SUMS, STORE_GATES, BLOCK_ROWS, BLOCK_D, GRU_CHUNK, STAGES, PRECISION,
@@ -350,6 +348,7 @@ def _update_kernel(
     slots_ptr,  # [R, D]
     output_ptr,  # [R, D]
     reduced_ptr,  # [B, sums_size]
+    gates_ptr,  # [4, R, D]
     values_ptr,  # [3 D, H C]
     hidden_ptr,  # [3 D, D]
     bias_ih_ptr,  # [3 D]
@@ -367,7 +366,6 @@ def _update_kernel(
     m_ptr,  # [R, H C]
     c_ptr,  # [R, H]
     keys_ptr,  # [D, H C]
-    keys_bias_ptr,  # [D, H]
     norm_slots_weight_ptr,  # [D]
     norm_slots_bias_ptr,  # [D]
     stop_ptr,  # []
@@ -384,6 +382,7 @@ def _update_kernel(
     HAS_STOP: tl.constexpr,
     RUN_GRU: tl.constexpr,
     STORE_SUMS: tl.constexpr,
+    STORE_GATES: tl.constexpr,
     RESIDUAL: tl.constexpr,
     MAKE_KEYS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -405,9 +404,9 @@ def _update_kernel(
         for first_column in range(0, D, BLOCK_D):
             gru_columns(
                 rows, first_column, sums_ptr, slots_ptr, output_ptr, reduced_ptr,
-                output_ptr, output_ptr, values_ptr, hidden_ptr, bias_ih_ptr, bias_hh_ptr,
+                gates_ptr, values_ptr, hidden_ptr, bias_ih_ptr, bias_hh_ptr,
                 scale_ptr, shift_ptr, num_rows, num_slots, sums_size, NUM_SPLITS, C, D, H,
-                STORE_SUMS, False, BLOCK_ROWS, BLOCK_D, GRU_CHUNK, STAGES, PRECISION,
+                STORE_SUMS, STORE_GATES, BLOCK_ROWS, BLOCK_D, GRU_CHUNK, STAGES, PRECISION,
             )  # fmt: skip
         # Rows are read by other threads than those that wrote them.
         tl.debug_barrier()
@@ -419,7 +418,7 @@ def _update_kernel(
     store_slots(new, rows, slots_ptr, new_ptr, residual_ptr, num_rows, D, RESIDUAL, PADDED_D)
     if MAKE_KEYS:
         store_keys(
-            new, rows, m_ptr, c_ptr, keys_ptr, keys_bias_ptr, norm_slots_weight_ptr,
+            new, rows, m_ptr, c_ptr, keys_ptr, scale_ptr, shift_ptr, norm_slots_weight_ptr,
             norm_slots_bias_ptr, num_rows,
             C, D, H, NORM_SLOTS_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
         )  # fmt: skip

@@ -1,0 +1,291 @@
+"""Kernels of many small matrix products in one launch: fold, its backward, the weights' gradients.
+
+A program makes one tile of one product. Which product is known when the program starts, its sizes and strides
+when the kernel is compiled.
+"""
+
+import triton
+import triton.language as tl
+
+from fastslots_kernels.fused.tiles import add_dot, wait_for_inputs
+
+
+@triton.jit
+def product_tile(
+    a_ptr,
+    b_ptr,
+    out_ptr,
+    index,  # which tile of which head
+    K,  # entries of each sum
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    A_STRIDES: tl.constexpr,  # of head, p, k
+    B_STRIDES: tl.constexpr,  # of head, k, q
+    OUT_STRIDES: tl.constexpr,  # of head, p, q
+    SCALE: tl.constexpr,
+    TILE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Stores one tile of ``out[p, q] = SCALE Σ_k a[p, k] b[k, q]``, with operands rounded to TILE."""
+    blocks_q: tl.constexpr = (Q + BLOCK_Q - 1) // BLOCK_Q
+    blocks: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P * blocks_q
+    head, tile = index // blocks, index % blocks
+    p = tile // blocks_q * BLOCK_P + tl.arange(0, BLOCK_P)
+    q = tile % blocks_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    a_ptr += head * A_STRIDES[0] + p[:, None] * A_STRIDES[1]
+    b_ptr += head * B_STRIDES[0] + q[None, :] * B_STRIDES[2]
+    total = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
+    for first in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        k = (first + tl.arange(0, BLOCK_K)).to(tl.int64)
+        a_at, a_valid = a_ptr + k[None, :] * A_STRIDES[2], (p < P)[:, None] & (k < K)[None, :]
+        b_at, b_valid = b_ptr + k[:, None] * B_STRIDES[1], (k < K)[:, None] & (q < Q)[None, :]
+        a = tl.load(a_at, mask=a_valid, other=0.0).to(TILE)
+        b = tl.load(b_at, mask=b_valid, other=0.0).to(TILE)
+        total = add_dot(total, a, b, PRECISION)
+    out_ptr += head * OUT_STRIDES[0] + p[:, None] * OUT_STRIDES[1] + q[None, :] * OUT_STRIDES[2]
+    total = (total * SCALE).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr, total, mask=(p < P)[:, None] & (q < Q)[None, :])
+
+
+@triton.jit
+def copy_block(from_ptr, to_ptr, index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Copies one block of a contiguous tensor into another dtype."""
+    i = index * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(from_ptr + i, mask=i < SIZE, other=0.0)
+    tl.store(to_ptr + i, x.to(to_ptr.dtype.element_ty), mask=i < SIZE)
+
+
+@triton.jit
+def sum_vectors_block(
+    vectors_ptr,  # [tiles, VECTORS]: that of the inputs' affine comes per head
+    d_vectors_ptr,  # out [VECTORS - 2 (W - C)]
+    index,
+    num_tiles,
+    W: tl.constexpr,  # H C
+    C: tl.constexpr,
+    VECTORS: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Stores one block of the vectors' gradients: sums over tiles of slots, and over heads."""
+    column = index * BLOCK + tl.arange(0, BLOCK)
+    by_head = column < 2 * C
+    valid = column < VECTORS - 2 * (W - C)
+    first = tl.where(by_head, column // C * W + column % C, column + 2 * (W - C))
+    tile = tl.arange(0, 16)
+    total = tl.zeros([16, BLOCK], ACC)
+    for first_tile in range(0, num_tiles, 16):
+        at = vectors_ptr + (first_tile + tile).to(tl.int64)[:, None] * VECTORS + first[None, :]
+        inside = (first_tile + tile < num_tiles)[:, None] & valid[None, :]
+        total += tl.load(at, mask=inside, other=0.0)
+        for head_column in range(C, W, C):
+            total += tl.load(at + head_column, mask=inside & by_head[None, :], other=0.0)
+    total = tl.sum(total, 0).to(d_vectors_ptr.dtype.element_ty)
+    tl.store(d_vectors_ptr + column, total, mask=valid)
+
+
+@triton.jit
+def _fold_kernel(
+    project_q_ptr,  # [D, D]
+    project_k_ptr,  # [D, C]
+    project_v_ptr,  # [D, C]
+    weight_ih_ptr,  # [3 D, D]
+    weight_hh_ptr,  # [3 D, D]
+    weight_0_ptr,  # [M, D]
+    weight_2_ptr,  # [D, M]
+    keys_ptr,  # out [D, H C]
+    values_ptr,  # out [3 D, H C]
+    hidden_ptr,  # out [3 D, D]
+    mlp_0_ptr,  # out [M, D]
+    mlp_2_ptr,  # out [D, M]
+    C: tl.constexpr,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    M: tl.constexpr,
+    SCALE: tl.constexpr,  # 1 / √(D / H)
+    DOUBLE: tl.constexpr,
+    END_KEYS: tl.constexpr,  # the first program that is not of the keys, and so on
+    END_VALUES: tl.constexpr,
+    END_HIDDEN: tl.constexpr,
+    END_MLP_0: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_COPY: tl.constexpr,
+    STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """One tile of a product of weights, or one block of a copy in the tile dtype."""
+    wait_for_inputs(DEPENDENT)
+    acc: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    size: tl.constexpr = D // H
+    pid = tl.program_id(0)
+    if pid < END_KEYS:  # Wq_hᵀ Wk_h
+        product_tile(
+            project_q_ptr, project_k_ptr, keys_ptr, pid, size, D, C,
+            (size * D, 1, D), (size * C, C, 1), (C, H * C, 1),
+            SCALE, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif pid < END_VALUES:  # W_ih Wv
+        product_tile(
+            weight_ih_ptr, project_v_ptr, values_ptr, pid - END_KEYS, size, 3 * D, C,
+            (size, D, 1), (size * C, C, 1), (C, H * C, 1),
+            1.0, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif pid < END_HIDDEN:
+        copy_block(weight_hh_ptr, hidden_ptr, pid - END_VALUES, 3 * D * D, BLOCK_COPY)
+    elif pid < END_MLP_0:
+        copy_block(weight_0_ptr, mlp_0_ptr, pid - END_HIDDEN, M * D, BLOCK_COPY)
+    else:
+        copy_block(weight_2_ptr, mlp_2_ptr, pid - END_MLP_0, M * D, BLOCK_COPY)
+
+
+@triton.jit
+def _fold_backward_kernel(
+    project_q_ptr,  # [D, D]
+    project_k_ptr,  # [D, C]
+    project_v_ptr,  # [D, C]
+    weight_ih_ptr,  # [3 D, D]
+    d_keys_ptr,  # [D, H C]
+    d_values_ptr,  # [3 D, H C]
+    d_project_q_ptr,  # out
+    d_project_k_ptr,  # out
+    d_project_v_ptr,  # out
+    d_weight_ih_ptr,  # out
+    C: tl.constexpr,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    SCALE: tl.constexpr,  # 1 / √(D / H)
+    END_V: tl.constexpr,
+    END_Q: tl.constexpr,
+    END_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """One tile of the gradient of a weight that `_fold_kernel` multiplies; the longest sums come first."""
+    wait_for_inputs(DEPENDENT)
+    acc: tl.constexpr = d_keys_ptr.dtype.element_ty
+    size: tl.constexpr = D // H
+    pid = tl.program_id(0)
+    if pid < END_V:  # W_ihᵀ dV
+        product_tile(
+            weight_ih_ptr, d_values_ptr, d_project_v_ptr, pid, 3 * D, size, C,
+            (size, 1, D), (C, H * C, 1), (size * C, C, 1),
+            1.0, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif pid < END_Q:  # Wk_h dGᵀ
+        product_tile(
+            project_k_ptr, d_keys_ptr, d_project_q_ptr, pid - END_V, C, size, D,
+            (size * C, C, 1), (C, 1, H * C), (size * D, D, 1),
+            SCALE, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif pid < END_K:  # Wq_h dG
+        product_tile(
+            project_q_ptr, d_keys_ptr, d_project_k_ptr, pid - END_Q, D, size, C,
+            (size * D, D, 1), (C, H * C, 1), (size * C, C, 1),
+            SCALE, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    else:  # dV_h Wv_hᵀ
+        product_tile(
+            d_values_ptr, project_v_ptr, d_weight_ih_ptr, pid - END_K, C, 3 * D, size,
+            (C, H * C, 1), (size * C, 1, C), (size, D, 1),
+            1.0, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+
+
+@triton.jit
+def _weight_gradients_kernel(
+    normed_slots_ptr,  # [R, D]
+    d_plain_ptr,  # [R, H C]
+    d_input_gates_ptr,  # [R, 3 D]
+    averaged_ptr,  # [R, H C]
+    d_hidden_gates_ptr,  # [R, 3 D]
+    slots_ptr,  # [R, D]
+    d_hidden_ptr,  # [R, M]
+    normed_ptr,  # [R, D]
+    d_new_ptr,  # [R, D]
+    hidden_ptr,  # [R, M]
+    vectors_ptr,  # [tiles, VECTORS]
+    d_keys_ptr,  # out [D, H C]
+    d_values_ptr,  # out [3 D, H C]
+    d_weight_hh_ptr,  # out [3 D, D]
+    d_weight_0_ptr,  # out [M, D]
+    d_weight_2_ptr,  # out [D, M]
+    d_vectors_ptr,  # out [VECTORS - 2 (H - 1) C]
+    num_rows,  # R
+    num_tiles,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    M: tl.constexpr,
+    VECTORS: tl.constexpr,
+    END_KEYS: tl.constexpr,
+    END_VALUES: tl.constexpr,
+    END_HIDDEN: tl.constexpr,
+    END_MLP_0: tl.constexpr,
+    END_MLP_2: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_VECTOR: tl.constexpr,
+    STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """One tile of ``leftᵀ right`` for one of the step's matrices, or a block of the sums of the vectors."""
+    wait_for_inputs(DEPENDENT)
+    tile: tl.constexpr = d_plain_ptr.dtype.element_ty
+    acc: tl.constexpr = d_keys_ptr.dtype.element_ty
+    pid = tl.program_id(0)
+    if pid < END_KEYS:
+        product_tile(
+            normed_slots_ptr, d_plain_ptr, d_keys_ptr, pid, num_rows, D, H * C,
+            (0, 1, D), (0, H * C, 1), (0, H * C, 1),
+            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif pid < END_VALUES:
+        product_tile(
+            d_input_gates_ptr, averaged_ptr, d_values_ptr, pid - END_KEYS, num_rows, 3 * D, H * C,
+            (0, 1, 3 * D), (0, H * C, 1), (0, H * C, 1),
+            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif pid < END_HIDDEN:
+        product_tile(
+            d_hidden_gates_ptr, slots_ptr, d_weight_hh_ptr, pid - END_VALUES, num_rows, 3 * D, D,
+            (0, 1, 3 * D), (0, D, 1), (0, D, 1),
+            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif pid < END_MLP_0:
+        product_tile(
+            d_hidden_ptr, normed_ptr, d_weight_0_ptr, pid - END_HIDDEN, num_rows, M, D,
+            (0, 1, M), (0, D, 1), (0, D, 1),
+            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    elif pid < END_MLP_2:
+        product_tile(
+            d_new_ptr, hidden_ptr, d_weight_2_ptr, pid - END_MLP_0, num_rows, D, M,
+            (0, 1, D), (0, M, 1), (0, M, 1),
+            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        )  # fmt: skip
+    else:
+        sum_vectors_block(
+            vectors_ptr,
+            d_vectors_ptr,
+            pid - END_MLP_2,
+            num_tiles,
+            H * C,
+            C,
+            VECTORS,
+            acc,
+            BLOCK_VECTOR,
+        )
