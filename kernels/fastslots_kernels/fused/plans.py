@@ -27,6 +27,18 @@ class Plan(NamedTuple):
     chunk: int = 0  # columns of the inputs' gradient made at once; 0: the kernel makes none
 
 
+class UpdatePlan(NamedTuple):
+    """How the slot update is run: the GRU by columns of slots, the rest by whole rows."""
+
+    gru_columns: int  # of one program
+    gru_chunk: int  # of a sum over columns, done at a time
+    gru_warps: int
+    gru_stages: int  # chunks of weights on their way at a time
+    row_chunk: int  # hidden units of the MLP, and columns of keys, done at a time
+    row_warps: int
+    row_stages: int
+
+
 # Of 16-bit tiles: kernel, bytes of an input, columns and virtual slots as padded.
 _TABLE: dict[tuple[str, int, int, int], Plan] = {
     ("raw", 4, 64, 16): Plan(64, 4, 3, 4),
@@ -83,6 +95,16 @@ def backward_plan(
         narrow = tile.itemsize == 4 and precision == "ieee" and entries > 2048
         rows, chunk, warps, stages = 16, 16 if narrow else 32, 8, 1
     return Plan(rows, warps, stages, 1, min(columns, chunk))
+
+
+def update_plan(sizes: Sizes, tile: torch.dtype) -> UpdatePlan:
+    """Of `update_slots`: chunks of 128 bytes for the GRU, tiles of weights of 16 KiB for the rest."""
+    columns = padded(sizes.slot_size)
+    row_bytes = columns * tile.itemsize
+    # As many as fit the shared memory.
+    stages = 1 if tile == torch.float64 else 3 if row_bytes <= 1024 else 2
+    row_chunk = min(64, max(16, 16 * 1024 // row_bytes))
+    return UpdatePlan(min(32, columns), 128 // tile.itemsize, 8, stages, row_chunk, 8, stages)
 
 
 def stores_normed(tile: torch.dtype, input_dtype: torch.dtype) -> bool:
