@@ -78,19 +78,26 @@ WORKLOADS = {
 }
 
 
-def record(workload: Workload, precision: Precision, chip: str) -> list[Launch]:
-    """The launches of iterations, tracked step and its backward on a chip, on tensors without memory."""
+def record(
+    workload: Workload, precision: Precision, chip: str, device: str = "meta"
+) -> list[Launch]:
+    """The launches of iterations, tracked step and its backward on a chip, in their order.
+
+    On tensors without memory they can be compiled; on a GPU's, run in this order, they compute the step.
+    """
     sizes, dtype = workload.sizes, precision.slots
 
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device)
 
     b, n, c, k, d, heads, m = sizes
-    with torch.device("meta"):
+    with torch.device(device):
         module = SlotAttention(1, k, c, d, m, heads).to(dtype)
     weights = SlotAttentionWeights.from_module(module)
-    mask = empty(b, n, dtype=torch.int32) if workload.optional else None
-    inputs, slots = empty(b, n, c, dtype=precision.inputs), empty(b, k, d)
+    mask = None
+    if workload.optional:
+        mask = torch.ones(b, n, dtype=torch.int32, device=device)
+    inputs, slots = normal(b, n, c, dtype=precision.inputs), normal(b, k, d)
     norm_eps, tolerance = weights.norm_eps, 1e-3 if workload.optional else None
     with (
         record_launches() as launches,
