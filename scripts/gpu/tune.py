@@ -14,7 +14,7 @@ from kernel_workloads import PRECISIONS, WORKLOADS, Workload, record
 
 from fastslots_kernels.fused import forward, plans
 from fastslots_kernels.fused.launch import Launch, compiler_options
-from fastslots_kernels.fused.plans import Plan, attend_plan, backward_plan
+from fastslots_kernels.fused.plans import Plan
 from fastslots_kernels.fused.sizes import Sizes, padded
 
 SHAPES = ("slate128", "clevr", "slate64", "dinosaur", "dinosaur24")
