@@ -40,6 +40,7 @@ class Configuration(NamedTuple):
     constants: tuple[tuple[tuple[int, ...], Any], ...]  # position, value
     attributes: tuple[tuple[tuple[int, ...], Any], ...]  # position, such as divisibility by 16
     num_warps: int
+    dependent: bool  # whether it starts while the one before it runs
 
 
 class Resources(NamedTuple):
@@ -60,7 +61,10 @@ def configuration_of(launch: Launch) -> Configuration:
         GPUTarget("cuda", 90, 32)
     )  # arguments are specialised alike on all chips
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    keywords = {**launch.constants, **compiler_options(launch.num_warps)}
+    keywords = {
+        **launch.constants,
+        **compiler_options(launch.num_warps, dependent=launch.constants["DEPENDENT"]),
+    }
     bound, specialization, options = bind(*launch.arguments, **keywords)
     _, signature, constants, attributes = kernel._pack_args(
         backend, keywords, bound, specialization, options
@@ -72,6 +76,7 @@ def configuration_of(launch: Launch) -> Configuration:
         tuple(constants.items()),
         tuple((where, tuple(map(tuple, pairs))) for where, pairs in attributes.items() if pairs),
         launch.num_warps,
+        launch.constants["DEPENDENT"],
     )
 
 
@@ -89,7 +94,11 @@ def compile_configuration(configuration: Configuration, chip: str) -> Resources:
         attrs={where: [list(pair) for pair in pairs] for where, pairs in configuration.attributes},
     )
     target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
-    compiled = triton.compile(source, target, compiler_options(configuration.num_warps))
+    compiled = triton.compile(
+        source,
+        target,
+        compiler_options(configuration.num_warps, dependent=configuration.dependent),
+    )
     return _read(
         compiled.asm["cubin"],
         compiled.metadata.shared,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastslots import SlotAttention
 from fastslots_kernels import SlotAttentionWeights
-from fastslots_kernels.fused import forward
+from fastslots_kernels.fused import forward, launch
 from fastslots_kernels.fused.backward import run_backward
 from fastslots_kernels.fused.launch import Launch, record_launches
 from fastslots_kernels.fused.products import fold
@@ -78,30 +78,38 @@ WORKLOADS = {
 }
 
 
-def record(workload: Workload, precision: Precision, processors: int) -> list[Launch]:
-    """The launches of iterations, tracked step and its backward, on tensors without memory."""
+def record(
+    workload: Workload, precision: Precision, chip: str, device: str = "meta"
+) -> list[Launch]:
+    """The launches of iterations, tracked step and its backward on a chip, in their order.
+
+    On tensors without memory they can be compiled; on a GPU's, run in this order, they compute the step.
+    """
     sizes, dtype = workload.sizes, precision.slots
 
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=device)
 
     b, n, c, k, d, heads, m = sizes
-    with torch.device("meta"):
+    with torch.device(device):
         module = SlotAttention(1, k, c, d, m, heads).to(dtype)
     weights = SlotAttentionWeights.from_module(module)
-    mask = empty(b, n, dtype=torch.bool) if workload.optional else None
-    inputs, slots = empty(b, n, c, dtype=precision.inputs), empty(b, k, d)
+    mask = None
+    if workload.optional:
+        mask = torch.ones(b, n, dtype=torch.int32, device=device)
+    inputs, slots = normal(b, n, c, dtype=precision.inputs), normal(b, k, d)
     norm_eps, tolerance = weights.norm_eps, 1e-3 if workload.optional else None
     with (
         record_launches() as launches,
         torch.no_grad(),
-        mock.patch.object(forward, "_num_processors", return_value=processors),
+        mock.patch.object(forward, "_num_processors", return_value=PROCESSORS[chip]),
+        mock.patch.object(launch, "dependent_launches", return_value=chip != "sm_80"),
         mock.patch.object(forward.Call, "precision", precision.products),
     ):
         folded = fold(weights, heads, precision.tile, precision.products)
         call = forward.Call(inputs, mask, folded, sizes, 1e-8, norm_eps)
-        forward.run_iterations(call, slots, workload.num_iterations, tolerance)
-        _, attn, sums, gates = forward.run_step(call, slots, dtype)
+        *_, normed = forward.run_iterations(call, slots, workload.num_iterations, tolerance)
+        _, attn, sums, gates = forward.run_step(call, slots, normed, dtype)
         d_attn = attn if workload.optional else None
         run_backward(call, weights, slots, sums, gates, slots, d_attn, need_inputs=True)
     return launches
@@ -113,7 +121,7 @@ def record_all(workloads: Iterable[str], chips: Iterable[str]) -> Uses:
     for name in workloads:
         for precision in WORKLOADS[name].precisions:
             for chip in chips:
-                launches = record(WORKLOADS[name], PRECISIONS[precision], PROCESSORS[chip])
+                launches = record(WORKLOADS[name], PRECISIONS[precision], chip)
                 for configuration in map(configuration_of, launches):
                     users = uses.setdefault(configuration, {}).setdefault(chip, set())
                     users.add(f"{name} {precision}")

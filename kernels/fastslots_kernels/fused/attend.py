@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -11,18 +9,20 @@ from torch import Tensor
 
 from fastslots_kernels.fused.inputs import image_rows, load_normalized
 from fastslots_kernels.fused.launch import launch
+from fastslots_kernels.fused.plans import Plan, split_size
 from fastslots_kernels.fused.sizes import Sizes, padded
-from fastslots_kernels.fused.tiles import add_dot, softmax
+from fastslots_kernels.fused.tiles import add_dot, softmax, wait_for_inputs
 
 
 @triton.jit
 def _attend_kernel(
     inputs_ptr,  # [B, N, C], any strides
-    mask_ptr,  # [B, N] bool, any strides
+    mask_ptr,  # [B, N] int32, any strides
     m_ptr,  # [B, V, C]
     c_ptr,  # [B, V]
     sums_ptr,  # [B, S, sums_size]
     attn_ptr,  # [B, N, V]
+    normed_ptr,  # [B, N, C]
     stop_ptr,  # int32
     num_inputs,
     num_virtual,
@@ -42,13 +42,16 @@ def _attend_kernel(
     HAS_MASK: tl.constexpr,
     HAS_STOP: tl.constexpr,
     STORE_ATTN: tl.constexpr,
+    STORE_NORMED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One program: one split of the inputs of one image."""
+    wait_for_inputs(DEPENDENT)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return
@@ -67,7 +70,7 @@ def _attend_kernel(
     m = tl.trans(tl.load(m_ptr + b * num_virtual * SIZE + within, mask=kept, other=0.0))
     bias = tl.load(c_ptr + b * num_virtual + v, mask=v < num_virtual, other=float("-inf"))
     sums = tl.zeros([BLOCK_V, BLOCK_C], acc)
-    total = tl.zeros([BLOCK_V], acc)
+    total = tl.zeros([BLOCK_N, BLOCK_V], acc)
     for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
         n, valid = image_rows(
             mask_ptr, b, start, last, mask_stride_b, mask_stride_n, HAS_MASK, BLOCK_N
@@ -80,12 +83,15 @@ def _attend_kernel(
                 image_ptr, n, valid, c, stride_n, stride_c, tile, acc, SIZE, NORM_EPS
             )
             x = normed.to(tile)
+            if STORE_NORMED:
+                pointers = normed_ptr + ((b * num_inputs + n) * SIZE)[:, None] + c[None, :]
+                tl.store(pointers, x, mask=(n < last)[:, None] & (c < SIZE)[None, :])
         logits = add_dot(tl.zeros([BLOCK_N, BLOCK_V], acc), x, m, PRECISION) + bias[None, :]
-        attn = softmax(logits)
+        attn = softmax(logits, tile)
         present = valid[:, None] & (v < num_virtual)[None, :]
         weights = tl.where(present, (attn + EPSILON) * SCALE, 0.0).to(tile)
         # The divisor sums the rounded weights, so that U / Z stays a mean.
-        total += tl.sum(weights.to(acc), 0)
+        total += weights.to(acc)
         sums = add_dot(sums, tl.trans(weights), x, PRECISION)
         if STORE_ATTN:
             attn_ptrs = attn_ptr + (b * num_inputs + n)[:, None] * num_virtual + v[None, :]
@@ -94,30 +100,8 @@ def _attend_kernel(
             tl.store(attn_ptrs, attn, mask=stored)
 
     tl.store(sums_ptr + within, sums / SCALE, mask=kept)
-    tl.store(sums_ptr + num_virtual * SIZE + v, total / SCALE, mask=v < num_virtual)
-
-
-class AttendBlocks(NamedTuple):
-    """Sizes of tiles, powers of two, and how they are worked on."""
-
-    inputs: int
-    columns: int
-    virtual: int
-    warps: int
-    stages: int
-
-
-def attend_blocks(sizes: Sizes, dtype: torch.dtype, input_dtype: torch.dtype) -> AttendBlocks:
-    """Tiles of a dtype for inputs of a dtype, such that they fit and nothing spills to memory."""
-    columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
-    if dtype.itemsize == 2:
-        # Rows that are not aligned take an address per entry.
-        inputs = 64 if columns <= 128 and sizes.input_size % 16 == 0 else 32
-        warps = 4 if columns <= 256 and virtual <= 32 else 8
-        stages = 3 if columns * input_dtype.itemsize <= 1024 else 2
-    else:
-        inputs, warps, stages = 32 if dtype.itemsize == 4 and virtual <= 32 else 16, 8, 1
-    return AttendBlocks(inputs, columns, virtual, warps, stages)
+    total = tl.sum(total, 0) / SCALE
+    tl.store(sums_ptr + num_virtual * SIZE + v, total, mask=v < num_virtual)
 
 
 def weight_scale(dtype: torch.dtype) -> float:
@@ -128,13 +112,6 @@ def weight_scale(dtype: torch.dtype) -> float:
     return 2.0**14 if dtype == torch.float16 else 1.0
 
 
-def num_splits(sizes: Sizes, dtype: torch.dtype, num_processors: int) -> int:
-    """Programs per image: about two for every multiprocessor in all, and work for each."""
-    tiles = _ceil(sizes.num_inputs, attend_blocks(sizes, dtype, dtype).inputs)
-    wanted = _ceil(2 * num_processors, max(sizes.batch, 1))
-    return max(1, _ceil(tiles, max(1, _ceil(tiles, wanted))))
-
-
 def attend(
     inputs: Tensor,
     mask: Tensor | None,
@@ -142,46 +119,51 @@ def attend(
     c: Tensor,
     sums: Tensor,
     sizes: Sizes,
+    plan: Plan,
     *,
     epsilon: float,
     norm_eps: float | None,
     precision: str,
     attn: Tensor | None = None,
+    normed: Tensor | None = None,
     stop: Tensor | None = None,
 ) -> None:
-    """Writes ``U`` and ``Z`` of every split to `sums`, and the softmax to `attn`.
+    """Writes ``U`` and ``Z`` of every split to `sums`, the softmax to `attn` and ``x̃`` to `normed`.
 
     Args:
         inputs: ``[B, N, C]``, any strides.
-        mask: ``[B, N]`` bool, any strides.
+        mask: ``[B, N]`` int32, any strides; 0 where an input is not valid.
         m: ``[B K, H C]``, tile dtype.
         c: ``[B K, H]``.
         sums: ``[B, S, sums_size]``; S is the number of splits.
         sizes: Of the call.
+        plan: Of `attend_plan`.
         epsilon: Added to the softmax.
         norm_eps: Of the inputs' LayerNorm; None: ``inputs`` are normalised already and have the tile dtype.
         precision: Of products of float32: "ieee" or "tf32".
         attn: ``[B, N, K H]`` or None.
+        normed: ``[B, N, C]`` in the tile dtype, contiguous, or None.
         stop: int32; nothing is written where it is not 0.
     """
     if not sizes.batch:
         return
-    blocks, splits = attend_blocks(sizes, m.dtype, inputs.dtype), sums.shape[1]
+    splits = sums.shape[1]
     rows = mask if mask is not None else inputs
     launch(
         _attend_kernel,
         (sizes.batch * splits,),
         inputs,
-        inputs if mask is None else mask.view(torch.uint8),
+        inputs if mask is None else mask,
         m,
         c,
         sums,
         sums if attn is None else attn,
+        m if normed is None else normed,
         sums if stop is None else stop,
         sizes.num_inputs,
         sizes.virtual,
         splits,
-        split_size(sizes, splits, blocks.inputs),
+        split_size(sizes.num_inputs, splits, plan),
         sizes.sums_size,
         *inputs.stride(),
         *rows.stride()[:2],
@@ -193,19 +175,11 @@ def attend(
         HAS_MASK=mask is not None,
         HAS_STOP=stop is not None,
         STORE_ATTN=attn is not None,
+        STORE_NORMED=normed is not None,
         PRECISION=precision,
-        BLOCK_N=blocks.inputs,
-        BLOCK_C=blocks.columns,
-        BLOCK_V=blocks.virtual,
-        STAGES=blocks.stages,
-        num_warps=blocks.warps,
+        BLOCK_N=plan.rows,
+        BLOCK_C=padded(sizes.input_size),
+        BLOCK_V=padded(sizes.virtual),
+        STAGES=plan.stages,
+        num_warps=plan.warps,
     )
-
-
-def split_size(sizes: Sizes, splits: int, block: int) -> int:
-    """Inputs per split: whole tiles."""
-    return _ceil(_ceil(sizes.num_inputs, splits), block) * block
-
-
-def _ceil(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)

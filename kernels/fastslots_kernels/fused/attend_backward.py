@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastslots_kernels.fused.attend import split_size, weight_scale
+from fastslots_kernels.fused.attend import weight_scale
 from fastslots_kernels.fused.inputs import image_rows, load_normalized
 from fastslots_kernels.fused.launch import launch
+from fastslots_kernels.fused.plans import Plan, split_size
 from fastslots_kernels.fused.sizes import Sizes, padded
-from fastslots_kernels.fused.tiles import add_dot, softmax
+from fastslots_kernels.fused.tiles import add_dot, mean_of, softmax, wait_for_inputs
 
 
 @triton.jit
 def _attend_backward_kernel(
     inputs_ptr,  # [B, N, C], any strides
-    mask_ptr,  # [B, N] bool, any strides
+    mask_ptr,  # [B, N] int32, any strides
     m_ptr,  # [B, V, C]
     c_ptr,  # [B, V]
     d_sums_ptr,  # [B, sums_size]
@@ -56,8 +54,10 @@ def _attend_backward_kernel(
     BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,  # columns of d_inputs made at once
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One program: one split of the inputs of one image."""
+    wait_for_inputs(DEPENDENT)
     pid = tl.program_id(0)
     b, split = (pid // num_splits).to(tl.int64), pid % num_splits
     first = split * split_size
@@ -75,15 +75,15 @@ def _attend_backward_kernel(
     within = v[:, None] * SIZE + c[None, :]
     m = tl.load(m_ptr + within, mask=kept, other=0.0)
     d_sums = tl.load(d_sums_ptr + within, mask=kept, other=0.0).to(tile)
-    m_mean = tl.sum(m.to(acc), 1)[None, :] / SIZE
-    d_sums_mean = tl.sum(d_sums.to(acc), 1)[None, :] / SIZE
+    m_mean = mean_of(tl.sum(m.to(acc), 1), SIZE)[None, :]
+    d_sums_mean = mean_of(tl.sum(d_sums.to(acc), 1), SIZE)[None, :]
     # Side by side, so that one product makes x̃ · m and x̃ · dU: two would hold x̃ in registers in between.
     both = tl.reshape(tl.permute(tl.join(m, d_sums), 2, 0, 1), [2 * BLOCK_V, BLOCK_C])
     both = tl.trans(both)
     bias = tl.load(c_ptr + b * num_virtual + v, mask=is_slot, other=float("-inf"))
     d_total = tl.load(d_sums_ptr + num_virtual * SIZE + v, mask=is_slot, other=0.0)
     d_m = tl.zeros([BLOCK_V, BLOCK_C], acc)
-    d_c = tl.zeros([BLOCK_V], acc)
+    d_c = tl.zeros([BLOCK_N, BLOCK_V], acc)
     for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
         n, valid = image_rows(
             mask_ptr, b, start, last, mask_stride_b, mask_stride_n, HAS_MASK, BLOCK_N
@@ -96,7 +96,7 @@ def _attend_backward_kernel(
         along = add_dot(tl.zeros([BLOCK_N, 2 * BLOCK_V], acc), x, both, PRECISION)
         along = tl.permute(tl.reshape(along, [BLOCK_N, 2, BLOCK_V]), 0, 2, 1)
         along_m, along_d_sums = tl.split(along)
-        attn = softmax(along_m + bias[None, :])
+        attn = softmax(along_m + bias[None, :], tile)
         d_weights = along_d_sums + d_total[None, :]
         if HAS_D_ATTN:
             pointers = d_attn_ptr + b * d_attn_stride_b + n[:, None] * d_attn_stride_n
@@ -104,7 +104,7 @@ def _attend_backward_kernel(
             d_weights += tl.load(pointers, mask=present, other=0.0).to(acc)
         d_logits = attn * (d_weights - tl.sum(attn * d_weights, 1)[:, None])
         d_logits = tl.where(present, d_logits, 0.0)
-        d_c += tl.sum(d_logits, 0)
+        d_c += d_logits
         d_logits = d_logits.to(tile)
         d_m = add_dot(d_m, tl.trans(d_logits), x, PRECISION)
 
@@ -113,7 +113,7 @@ def _attend_backward_kernel(
             # Both means of dx̃ over the columns that the LayerNorm's backward takes, from what is at hand.
             a, d_l = weights.to(acc) / SCALE, d_logits.to(acc)
             d_mean = tl.sum(a * d_sums_mean + d_l * m_mean, 1)
-            d_along = tl.sum(a * along_d_sums + d_l * along_m, 1) / SIZE
+            d_along = mean_of(tl.sum(a * along_d_sums + d_l * along_m, 1), SIZE)
             for chunk in tl.static_range(0, SIZE, CHUNK):
                 cc = chunk + tl.arange(0, CHUNK)
                 columns = (cc < SIZE)[None, :]
@@ -133,37 +133,7 @@ def _attend_backward_kernel(
                 tl.store(d_pointers, d_x, mask=(n < last)[:, None] & columns)
 
     tl.store(d_keys_ptr + within, d_m, mask=kept)
-    tl.store(d_keys_ptr + num_virtual * SIZE + v, d_c, mask=is_slot)
-
-
-class AttendBackwardBlocks(NamedTuple):
-    """Sizes of tiles, powers of two, and how they are worked on."""
-
-    inputs: int
-    columns: int
-    virtual: int
-    chunk: int
-    warps: int
-    stages: int
-
-
-def attend_backward_blocks(
-    sizes: Sizes, dtype: torch.dtype, input_dtype: torch.dtype, precision: str
-) -> AttendBackwardBlocks:
-    """Tiles of a dtype for inputs of a dtype, such that they fit and nothing spills to memory."""
-    columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
-    entries = columns * virtual
-    if dtype.itemsize == 2:
-        inputs, chunk = 32 if columns <= 256 and entries <= 8192 else 16, 64
-        warps = 4 if entries <= 4096 else 8
-        stages = 2 if entries * input_dtype.itemsize <= 16_384 else 1
-    elif dtype.itemsize == 4 and entries <= 1024:
-        inputs, chunk, warps, stages = 32, 64, 4, 1
-    else:
-        # Without matrix units, a product holds its factors in registers.
-        narrow = dtype.itemsize == 4 and precision == "ieee" and entries > 2048
-        inputs, chunk, warps, stages = 16, 16 if narrow else 32, 8, 1
-    return AttendBackwardBlocks(inputs, columns, virtual, min(columns, chunk), warps, stages)
+    tl.store(d_keys_ptr + num_virtual * SIZE + v, tl.sum(d_c, 0), mask=is_slot)
 
 
 def attend_backward(
@@ -176,6 +146,7 @@ def attend_backward(
     d_inputs: Tensor | None,
     d_keys: Tensor,
     sizes: Sizes,
+    plan: Plan,
     *,
     epsilon: float,
     norm_eps: float,
@@ -185,7 +156,7 @@ def attend_backward(
 
     Args:
         inputs: ``[B, N, C]``, any strides.
-        mask: ``[B, N]`` bool, any strides.
+        mask: ``[B, N]`` int32, any strides; 0 where an input is not valid.
         m: ``[B K, H C]``, tile dtype.
         c: ``[B K, H]``.
         d_sums: Of ``U`` and ``Z``, ``[B, 1, sums_size]``.
@@ -193,22 +164,20 @@ def attend_backward(
         d_inputs: ``[B, N, C]``, or None if not needed.
         d_keys: ``[B, S, sums_size]``; S is the number of splits.
         sizes: Of the call.
+        plan: Of `backward_plan`.
         epsilon: As in the forward.
         norm_eps: Of the inputs' LayerNorm.
         precision: Of products of float32: "ieee" or "tf32".
     """
     if not sizes.batch:
         return
-    blocks, splits = (
-        attend_backward_blocks(sizes, m.dtype, inputs.dtype, precision),
-        d_keys.shape[1],
-    )
+    splits = d_keys.shape[1]
     rows, d_in = inputs if mask is None else mask, inputs if d_inputs is None else d_inputs
     launch(
         _attend_backward_kernel,
         (sizes.batch * splits,),
         inputs,
-        inputs if mask is None else mask.view(torch.uint8),
+        inputs if mask is None else mask,
         m,
         c,
         d_sums,
@@ -218,7 +187,7 @@ def attend_backward(
         sizes.num_inputs,
         sizes.virtual,
         splits,
-        split_size(sizes, splits, blocks.inputs),
+        split_size(sizes.num_inputs, splits, plan),
         sizes.sums_size,
         *inputs.stride(),
         *rows.stride()[:2],
@@ -233,10 +202,10 @@ def attend_backward(
         HAS_D_ATTN=d_attn is not None,
         NEED_INPUTS=d_inputs is not None,
         PRECISION=precision,
-        BLOCK_N=blocks.inputs,
-        BLOCK_C=blocks.columns,
-        BLOCK_V=blocks.virtual,
-        CHUNK=blocks.chunk,
-        STAGES=blocks.stages,
-        num_warps=blocks.warps,
+        BLOCK_N=plan.rows,
+        BLOCK_C=padded(sizes.input_size),
+        BLOCK_V=padded(sizes.virtual),
+        CHUNK=plan.chunk,
+        STAGES=plan.stages,
+        num_warps=plan.warps,
     )

@@ -57,8 +57,8 @@ def run_backward(
     plain = old.new_empty(sizes.rows, sizes.width)
     keys = call.make_keys(old, plain)
     if sums is None:
-        splits = call.new_sums(call.splits())
-        run_attend(call, keys, splits, None)
+        splits = call.new_sums(call.attend_plan(None))
+        run_attend(call, keys, splits)
         sums = splits.sum(1, keepdim=True)
     if gates is None:
         gates = recompute_gates(sums, old, w, sizes, precision)
@@ -73,7 +73,8 @@ def run_backward(
         )
 
     d_inputs = torch.empty_like(call.inputs) if need_inputs else None
-    d_keys = call.new_sums(call.splits())
+    plan = call.backward_plan()
+    d_keys = call.new_sums(plan)
     attend_backward(
         call.inputs,
         call.mask,
@@ -83,6 +84,7 @@ def run_backward(
         d_inputs,
         d_keys,
         sizes,
+        plan,
         epsilon=call.epsilon,
         norm_eps=call.norm_eps[0],
         precision=precision,

@@ -15,9 +15,8 @@ class FoldedWeights(NamedTuple):
     """Weights of a step, products of two weights made. All contiguous.
 
     Matrices have the tile dtype, vectors the accumulator's: float32 (float64 for float64).
-    With s̃ the normalised slots (affine included) and ``g = s̃ keys``: ``m = g ∘ scale``, ``c = g · shift``.
-    The input gates of the GRU are ``ū valuesᵀ + gru_bias_ih`` with ``ū = U / Z ∘ scale + shift``, 0 where
-    Z is 0.
+    With s̃ the normalised slots (affine included) and ``g = s̃ keys``: ``m = g ∘ scale``, ``c = g · shift``;
+    the GRU's input gates are ``ū valuesᵀ + gru_bias_ih`` with ``ū = U / Z ∘ scale + shift``, 0 where Z is 0.
     """
 
     keys: Tensor  # [D, H C]: Wq_hᵀ Wk_h / √(D / H), heads side by side

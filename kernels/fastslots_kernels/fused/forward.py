@@ -8,9 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastslots_kernels.fused.attend import attend, num_splits
+from fastslots_kernels.fused.attend import attend
 from fastslots_kernels.fused.folded import FoldedWeights, float32_precision
-from fastslots_kernels.fused.normalize import normalize, normalizes_once
+from fastslots_kernels.fused.plans import (
+    Plan,
+    attend_plan,
+    backward_plan,
+    num_splits,
+    stores_normed,
+)
 from fastslots_kernels.fused.reductions import converged, reduce_splits
 from fastslots_kernels.fused.sizes import Sizes
 from fastslots_kernels.fused.update import Keys, make_keys, update_slots
@@ -24,7 +30,7 @@ class Call(NamedTuple):
     """What all steps of one call share."""
 
     inputs: Tensor  # [B, N, C]
-    mask: Tensor | None  # [B, N] bool
+    mask: Tensor | None  # [B, N] int32: 0 where an input is not valid
     w: FoldedWeights
     sizes: Sizes
     epsilon: float
@@ -40,14 +46,23 @@ class Call(NamedTuple):
         """Of products of float32 tiles, as PyTorch is told to make its own."""
         return float32_precision()
 
-    def new_sums(self, splits: int) -> Tensor:
-        """Memory for the sums of every split, ``[B, S, sums_size]``."""
-        shape = (self.sizes.batch, splits, self.sizes.sums_size)
+    def new_sums(self, plan: Plan | None = None) -> Tensor:
+        """Memory for the sums of every split of a plan, or of all inputs, ``[B, S, sums_size]``."""
+        sizes, device = self.sizes, self.inputs.device
+        splits = 1
+        if plan is not None:
+            splits = num_splits(sizes.batch, sizes.num_inputs, plan, _num_processors(device))
+        shape = (sizes.batch, splits, sizes.sums_size)
         return self.inputs.new_empty(shape, dtype=self.accumulator)
 
-    def splits(self) -> int:
-        """Into how many the inputs of one image are split."""
-        return num_splits(self.sizes, self.w.keys.dtype, _num_processors(self.inputs.device))
+    def attend_plan(self, normed: Tensor | None) -> Plan:
+        """How the inputs, or what was stored of them, are attended to."""
+        read = self.inputs if normed is None else normed
+        return attend_plan(self.sizes, self.w.keys.dtype, read.dtype, normed=normed is not None)
+
+    def backward_plan(self) -> Plan:
+        """How the inputs are passed over in the backward."""
+        return backward_plan(self.sizes, self.w.keys.dtype, self.inputs.dtype, self.precision)
 
     def rows(self, slots: Tensor) -> Tensor:
         """Slots, or their gradient, ``[B, K, D]`` as ``[B K, D]``, contiguous, in the accumulator's dtype."""
@@ -75,7 +90,7 @@ class _Watch(NamedTuple):
 
 def run_iterations(
     call: Call, slots: Tensor, num_iterations: int, tolerance: float | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """At least one iteration, without a graph.
 
     With a tolerance the device itself decides when to stop: launches after that do nothing.
@@ -87,13 +102,17 @@ def run_iterations(
         tolerance: As in `fastslots_kernels.slot_attention`.
 
     Returns:
-        The slots ``[B, K, D]`` in the accumulator's dtype, and the iterations used, int64.
+        The slots ``[B, K, D]`` in the accumulator's dtype, the iterations used, int64, and ``x̃`` for
+        further steps, ``[B, N, C]`` in the tile dtype, or None where the inputs are read as they are.
     """
     sizes, inputs = call.sizes, call.inputs
+    normed, tile = None, call.w.keys.dtype
+    if stores_normed(tile, inputs.dtype):
+        normed = inputs.new_empty(inputs.shape, dtype=tile)
     if sizes.batch == 0:  # all of no images have converged after one iteration
         taken = num_iterations if tolerance is None else 1
         used = torch.full((), taken, dtype=torch.int64, device=inputs.device)
-        return slots.new_empty(slots.shape, dtype=call.accumulator), used
+        return slots.new_empty(slots.shape, dtype=call.accumulator), used, normed
     # A copy, since iterations write the new slots where the old ones were.
     state = call.rows(slots).clone()
     device = inputs.device
@@ -102,25 +121,18 @@ def run_iterations(
     if tolerance is not None:
         stop = torch.zeros((), dtype=torch.int32, device=device)
         watch = _Watch(stop, state.new_empty(sizes.rows, 2), tolerance)
-    norm_eps: float | None = call.norm_eps[0]
-    if normalizes_once(inputs.dtype, call.w.keys.dtype, num_iterations):
-        tile = call.w.keys.dtype
-        inputs, norm_eps = normalize(inputs, call.mask, sizes, call.norm_eps[0], tile), None
+    stop_flag = None if watch is None else watch.stop
 
     scratch, keys = torch.empty_like(state), call.make_keys(state)
-    sums = call.new_sums(call.splits())
     for iteration in range(num_iterations):
-        attend(
-            inputs,
-            call.mask,
-            *keys,
-            sums,
-            sizes,
-            epsilon=call.epsilon,
-            norm_eps=norm_eps,
-            precision=call.precision,
-            stop=None if watch is None else watch.stop,
-        )
+        if iteration == 0:
+            sums = call.new_sums(call.attend_plan(None))
+            run_attend(call, keys, sums, store=normed, stop=stop_flag)
+            if normed is not None:
+                later_sums = call.new_sums(call.attend_plan(normed))
+        else:
+            sums = sums if normed is None else later_sums
+            run_attend(call, keys, sums, normed=normed, stop=stop_flag)
         last = iteration == num_iterations - 1
         update_slots(
             few_splits(sums),
@@ -133,21 +145,22 @@ def run_iterations(
             call.norm_eps,
             call.precision,
             residual=None if watch is None else watch.residual,
-            stop=None if watch is None else watch.stop,
+            stop=stop_flag,
         )
         if watch is not None:
             converged(watch.residual, watch.stop, used, sizes, watch.tolerance)
-    return state.view(slots.shape), used
+    return state.view(slots.shape), used, normed
 
 
 def run_step(
-    call: Call, slots: Tensor, attn_dtype: torch.dtype | None
+    call: Call, slots: Tensor, normed: Tensor | None, attn_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """One step.
 
     Args:
         call: What the steps share.
         slots: ``[B, K, D]``, any float dtype.
+        normed: Of `run_iterations`, or None.
         attn_dtype: Dtype of the attention, or None for none.
 
     Returns:
@@ -156,14 +169,14 @@ def run_step(
     """
     sizes = call.sizes
     old = call.rows(slots)
-    keys, sums = call.make_keys(old), call.new_sums(call.splits())
+    keys, sums = call.make_keys(old), call.new_sums(call.attend_plan(normed))
     attn = None
     if attn_dtype is not None:
         shape = (sizes.batch, sizes.num_inputs, sizes.virtual)
         attn = call.inputs.new_empty(shape, dtype=attn_dtype)
-    run_attend(call, keys, sums, attn)
+    run_attend(call, keys, sums, normed=normed, attn=attn)
     new, scratch = torch.empty_like(old), torch.empty_like(old)
-    reduced = call.new_sums(1).zero_()  # its padding is nobody's, but leaves with an operator
+    reduced = call.new_sums().zero_()  # its padding is nobody's, but leaves with an operator
     gates = old.new_empty(4, *old.shape)
     update_slots(
         few_splits(sums),
@@ -183,18 +196,33 @@ def run_step(
     return new.view(slots.shape), attn, reduced, gates
 
 
-def run_attend(call: Call, keys: Keys, sums: Tensor, attn: Tensor | None) -> None:
-    """Attends to the raw inputs: writes the sums of every split, and the softmax if it is wanted."""
+def run_attend(
+    call: Call,
+    keys: Keys,
+    sums: Tensor,
+    *,
+    normed: Tensor | None = None,
+    store: Tensor | None = None,
+    attn: Tensor | None = None,
+    stop: Tensor | None = None,
+) -> None:
+    """Attends to the inputs, or to ``x̃`` of them if it is given; writes ``x̃`` to `store`.
+
+    `sums` are of the plan for what is read; other arguments as in `attend`.
+    """
     attend(
-        call.inputs,
+        call.inputs if normed is None else normed,
         call.mask,
         *keys,
         sums,
         call.sizes,
+        call.attend_plan(normed),
         epsilon=call.epsilon,
-        norm_eps=call.norm_eps[0],
+        norm_eps=call.norm_eps[0] if normed is None else None,
         precision=call.precision,
         attn=attn,
+        normed=store,
+        stop=stop,
     )
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastslots_kernels.fused.tiles import layer_norm
+from fastslots_kernels.fused.tiles import layer_norm, mean_of
 
 
 @triton.jit
@@ -47,10 +47,15 @@ def load_normalized(
     columns = (c < SIZE)[None, :]
     pointers = image_ptr + n[:, None] * stride_n + c[None, :].to(tl.int64) * stride_c
     x = tl.load(pointers, mask=valid[:, None] & columns, other=0.0).to(ACC)
-    mean = tl.sum(x, 1) / SIZE
+    mean = mean_of(tl.sum(x, 1), SIZE)
     x = tl.where(columns, x - mean[:, None], 0.0)
-    rest = tl.sum(x, 1) / SIZE if TILE.primitive_bitwidth > 16 else tl.zeros_like(mean)
-    normed, rstd = layer_norm(x, columns, SIZE, EPS)
+    if TILE.primitive_bitwidth > 16:
+        rest = mean_of(tl.sum(x, 1), SIZE)
+        normed, rstd = layer_norm(x, columns, SIZE, EPS)
+    else:
+        rest = tl.zeros_like(mean)
+        rstd = tl.rsqrt(mean_of(tl.sum(x * x, 1), SIZE) + EPS)
+        normed = x * rstd[:, None]
     # Without an epsilon, rows of zeros, such as those that are not there, have no finite rstd.
     normed = tl.where(valid[:, None], normed, 0.0)
     return normed, mean, rest, tl.where(valid, rstd, 0.0)

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
+
+import torch
+
+from fastslots_kernels.fused import limits
 
 
 class Launch(NamedTuple):
@@ -34,10 +39,22 @@ def record_launches() -> Iterator[list[Launch]]:
         _records.pop()
 
 
-def compiler_options(num_warps: int) -> dict[str, Any]:
+@lru_cache
+def dependent_launches() -> bool:
+    """Whether kernels start while the one before them still runs: on GPUs of compute capability 9.0 or more.
+
+    They wait before they read anything (`tiles.wait_for_inputs`), so that only the start is hidden.
+    """
+    if limits.INTERPRETED or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability() >= (9, 0)
+
+
+def compiler_options(num_warps: int, *, dependent: bool) -> dict[str, Any]:
     """What every kernel is compiled with."""
     return {
         "num_warps": num_warps,
+        "launch_pdl": dependent,
         "enable_fp_fusion": True,  # explicit, since Triton's default is about to change
         # Left to itself, the assembler spills a little to memory rather than let fewer programs run at once,
         # and nearly everything where it finds no way to fit.
@@ -49,7 +66,9 @@ def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any
 ) -> None:
     """Runs a kernel, or records it inside of `record_launches`."""
+    constants["DEPENDENT"] = dependent = dependent_launches()
     if _records:
         _records[-1].append(Launch(kernel, grid, arguments, constants, num_warps))
         return
-    kernel[grid](*arguments, **constants, **compiler_options(num_warps))
+    options = compiler_options(num_warps, dependent=dependent)
+    kernel[grid](*arguments, **constants, **options)

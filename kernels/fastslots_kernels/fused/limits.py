@@ -21,14 +21,14 @@ MOST_SLOT_BYTES = 2 * 1024
 
 _INSTALLED = find_spec("triton") is not None
 # As Triton reads it, when it is imported.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def why_not_here() -> str | None:
     """Why the kernels cannot run on this machine, whatever the tensors, or None. Wakes no GPU."""
     if not _INSTALLED:
         return "triton is not installed"
-    if _INTERPRETED or torch.cuda.is_available():
+    if INTERPRETED or torch.cuda.is_available():
         return None
     return "there is no CUDA device, and TRITON_INTERPRET=1 is not set"
 
@@ -61,7 +61,7 @@ def _why_not_device(inputs: Tensor) -> str | None:
         return _why_not_gpu(device.index)
     if device.type != "cpu":
         return f"they need CUDA tensors; got tensors on {device}"
-    if not _INTERPRETED:
+    if not INTERPRETED:
         return "they need CUDA tensors, or TRITON_INTERPRET=1 for CPU tensors; got CPU tensors"
     if tile_dtype(inputs) == torch.bfloat16:
         return "Triton's interpreter computes bfloat16 wrongly; use float16, float32 or float64"
@@ -69,7 +69,7 @@ def _why_not_device(inputs: Tensor) -> str | None:
 
 
 def _why_not_gpu(index: int) -> str | None:
-    if _INTERPRETED:
+    if INTERPRETED:
         return "TRITON_INTERPRET=1 is set, for CPU tensors"
     if torch.version.hip is not None:
         return "they need an NVIDIA GPU"

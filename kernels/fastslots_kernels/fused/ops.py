@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastslots_kernels.fused.folded import FoldedWeights, float32_precision, folded_shapes
+from fastslots_kernels.fused.plans import stores_normed
 from fastslots_kernels.fused.sizes import Sizes
 from fastslots_kernels.weights import TENSORS, SlotAttentionWeights
 
@@ -54,21 +55,26 @@ def iterate(
     tolerance: float | None,
     epsilon: float,
     norm_eps: Sequence[float],
-) -> tuple[Tensor, Tensor]:
-    """At least one iteration without a graph: `forward.run_iterations`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At least one iteration without a graph: `forward.run_iterations`; no ``x̃`` is an empty one."""
     from fastslots_kernels.fused.forward import run_iterations
 
     with _on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
-        return run_iterations(call, slots, num_iterations, tolerance)
+        state, used, normed = run_iterations(call, slots, num_iterations, tolerance)
+    return state, used, inputs.new_empty(0) if normed is None else normed
 
 
 @iterate.register_fake
 def _(
     inputs: Tensor, slots: Tensor, mask: Tensor | None, folded: Sequence[Tensor], *_: Any
-) -> tuple[Tensor, Tensor]:
-    state = slots.new_empty(slots.shape, dtype=FoldedWeights(*folded).scale.dtype)
-    return state, torch.empty((), dtype=torch.int64, device=inputs.device)
+) -> tuple[Tensor, Tensor, Tensor]:
+    w = FoldedWeights(*folded)
+    state = slots.new_empty(slots.shape, dtype=w.scale.dtype)
+    used = torch.empty((), dtype=torch.int64, device=inputs.device)
+    if stores_normed(w.keys.dtype, inputs.dtype):
+        return state, used, inputs.new_empty(inputs.shape, dtype=w.keys.dtype)
+    return state, used, inputs.new_empty(0)
 
 
 @torch.library.custom_op("fastslots::step", mutates_args=())
@@ -76,6 +82,7 @@ def step(
     inputs: Tensor,
     slots: Tensor,
     mask: Tensor | None,
+    normed: Tensor | None,
     weights: Sequence[Tensor],
     folded: Sequence[Tensor],
     num_heads: int,
@@ -84,17 +91,16 @@ def step(
     attn_dtype: torch.dtype | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One tracked step: new slots, attention, and what its backward wants kept, sums and gates.
+    """One tracked step: new slots, attention, and for the backward sums and gates; empty if not wanted.
 
-    All but the slots are empty if not asked for.
-
-    `weights` receive the gradient; the kernels read `folded`, made of them.
+    `weights` receive the gradient; the kernels read `folded`, made of them. `normed` is that of `iterate`
+    on the same inputs, or None.
     """
     from fastslots_kernels.fused.forward import run_step
 
     with _on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
-        new, attn, *kept = run_step(call, slots, attn_dtype)
+        new, attn, *kept = run_step(call, slots, normed, attn_dtype)
     attn = slots.new_empty(0) if attn is None else attn
     sums, gates = kept if keep else (new.new_empty(0), new.new_empty(0))
     return new, attn, sums, gates
@@ -105,6 +111,7 @@ def _(
     inputs: Tensor,
     slots: Tensor,
     mask: Tensor | None,
+    normed: Tensor | None,
     weights: Sequence[Tensor],
     folded: Sequence[Tensor],
     num_heads: int,
@@ -179,7 +186,7 @@ def _(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> None:
-    x, slots, mask, weights, folded, num_heads, epsilon, norm_eps, _, keep = inputs
+    x, slots, mask, _, weights, folded, num_heads, epsilon, norm_eps, _, keep = inputs
     kept = output[2:] if keep else (None, None)
     ctx.save_for_backward(x, slots, mask, *kept, *weights)
     ctx.options = FoldedWeights(*folded).keys.dtype, num_heads, epsilon, norm_eps
@@ -200,7 +207,7 @@ def _backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None, *_: Any) ->
     by_name |= dict(zip(_VECTORS, vectors.split(sizes), strict=True))
     d_weights = [by_name[name] for name in TENSORS]
     d_inputs = d_inputs if need_inputs else None
-    return d_inputs, d_slots, None, d_weights, [None] * ctx.num_folded, *([None] * 5)
+    return d_inputs, d_slots, None, None, d_weights, [None] * ctx.num_folded, *([None] * 5)
 
 
 step.register_autograd(_backward, setup_context=_setup_context)
@@ -232,6 +239,8 @@ def _call(
     from fastslots_kernels.fused.forward import Call
 
     sizes = _sizes(inputs, slots, folded, num_heads)
+    # Of 4 bytes: a tile of single bytes can't be copied to shared memory, and breaks products of float64.
+    mask = None if mask is None else mask.to(torch.int32)
     return Call(inputs, mask, FoldedWeights(*folded), sizes, epsilon, _three(norm_eps))
 
 

@@ -33,6 +33,7 @@ class FusedStep:
     ) -> None:
         self.inputs, self.mask, self.keep = inputs, mask, keep
         self.attn_dtype = slots.dtype
+        self.normed: Tensor | None = None  # x̃, once iterations have made it
         self.weights = list(weights.named_tensors().values())
         self.options = num_heads, float(epsilon), list(weights.norm_eps)
         dtype = tile_dtype(inputs)  # autocast's, which must not touch the products of weights
@@ -49,6 +50,7 @@ class FusedStep:
             self.inputs,
             slots,
             self.mask,
+            self.normed,
             self.weights,
             self.folded,
             *self.options,
@@ -62,7 +64,7 @@ class FusedStep:
     ) -> tuple[Tensor, Tensor]:
         """At least one iteration without a graph: float32 or float64 slots, and the iterations used."""
         num_heads, epsilon, norm_eps = self.options
-        found, used = ops.iterate(
+        found, used, normed = ops.iterate(
             self.inputs.detach(),
             slots.detach(),
             self.mask,
@@ -73,4 +75,5 @@ class FusedStep:
             epsilon,
             norm_eps,
         )
+        self.normed = normed if normed.numel() else None
         return found, used

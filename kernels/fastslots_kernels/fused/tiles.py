@@ -5,28 +5,63 @@ import triton.language as tl
 
 
 @triton.jit
+def wait_for_inputs(DEPENDENT: tl.constexpr):
+    """Lets the next kernel start, and waits until what the last one wrote is there; nothing is read before.
+
+    With DEPENDENT a kernel is on its way while the one before it still runs (programmatic dependent launch).
+    """
+    if DEPENDENT:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def divide(a, b):
+    """``a / b``, rounded correctly: of float32 the plain operator is 2 units in the last place off."""
+    if b.dtype == tl.float32:
+        return tl.div_rn(a, b)
+    else:
+        return a / b
+
+
+@triton.jit
+def inverse_root(x):
+    """``1 / √x``, both operations rounded correctly."""
+    if x.dtype == tl.float32:
+        return tl.div_rn(1.0, tl.sqrt_rn(x))
+    else:
+        return 1 / tl.sqrt(x)
+
+
+@triton.jit
+def mean_of(sums, WIDTH: tl.constexpr):
+    """Sums over `WIDTH` entries, divided by their number: multiplied, which takes one instruction."""
+    return sums * (1.0 / WIDTH)
+
+
+@triton.jit
 def layer_norm(x, valid, WIDTH: tl.constexpr, EPS: tl.constexpr):
     """Normalises rows over their `WIDTH` valid columns, without affine: ``x̃``, and ``rstd`` per row.
 
     Invalid columns are 0 in ``x̃``.
     """
-    centred = tl.where(valid, x - (tl.sum(x, 1) / WIDTH)[:, None], 0.0)
-    rstd = 1 / tl.sqrt(tl.sum(centred * centred, 1) / WIDTH + EPS)
+    centred = tl.where(valid, x - mean_of(tl.sum(x, 1), WIDTH)[:, None], 0.0)
+    rstd = inverse_root(mean_of(tl.sum(centred * centred, 1), WIDTH) + EPS)
     return centred * rstd[:, None], rstd
 
 
 @triton.jit
 def layer_norm_backward(d_normed, normed, rstd, WIDTH: tl.constexpr):
     """The gradient of `layer_norm`'s ``x``; invalid columns of ``d_normed`` and ``normed`` are 0."""
-    mean = tl.sum(d_normed, 1) / WIDTH
-    along = tl.sum(d_normed * normed, 1) / WIDTH
+    mean = mean_of(tl.sum(d_normed, 1), WIDTH)
+    along = mean_of(tl.sum(d_normed * normed, 1), WIDTH)
     return (d_normed - mean[:, None] - normed * along[:, None]) * rstd[:, None]
 
 
 @triton.jit
 def sigmoid(x):
     """The logistic function."""
-    return 1 / (1 + tl.exp(-x))
+    return divide(1.0, 1 + tl.exp(-x))
 
 
 @triton.jit
@@ -36,13 +71,25 @@ def tanh(x):
 
 
 @triton.jit
+def to_tf32(x):
+    """float32 rounded to TF32, ties away from zero: the matrix units cut the lower 13 bits off."""
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # NaN stays NaN
+
+
+@triton.jit
 def add_dot(acc, a, b, PRECISION: tl.constexpr):
     """``acc + a b`` by the matrix units; a and b have the tile dtype."""
+    if PRECISION == "tf32" and a.dtype == tl.float32:
+        a, b = to_tf32(a), to_tf32(b)
     return tl.dot(a, b, acc=acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
 @triton.jit
-def softmax(logits):
-    """Softmax over the columns of each row; columns of ``-inf`` get 0."""
+def softmax(logits, TILE: tl.constexpr):
+    """Softmax over the columns of each row for a tile dtype; columns of ``-inf`` get 0."""
     exponentials = tl.exp(logits - tl.max(logits, 1)[:, None])
-    return exponentials / tl.sum(exponentials, 1)[:, None]
+    if TILE.primitive_bitwidth > 16:
+        return divide(exponentials, tl.sum(exponentials, 1)[:, None])
+    else:  # one reciprocal per row: it is off by less than what 16 bits round away
+        return exponentials * (1 / tl.sum(exponentials, 1))[:, None]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import launch
+from fastslots_kernels.fused.plans import UpdatePlan, update_plan
 from fastslots_kernels.fused.sizes import Sizes, padded
 from fastslots_kernels.fused.update_kernels import _gru_kernel, _keys_kernel, _update_kernel
 
@@ -48,11 +49,10 @@ def make_keys(
         w.norm_slots_weight,
         w.norm_slots_bias,
         sizes.rows,
-        **_constants(sizes, w, precision),
-        **_row_blocks(sizes, w),
+        **_constants(sizes, precision),
+        **_row_blocks(sizes, update_plan(sizes, w.keys.dtype)),
         STORE_PLAIN=plain is not None,
         NORM_EPS=norm_slots_eps,
-        num_warps=8,
     )
 
 
@@ -94,6 +94,7 @@ def update_slots(
     """
     if sizes.rows == 0:
         return
+    plan = update_plan(sizes, w.keys.dtype)
     one_launch = _weight_bytes(w) <= _SMALL_WEIGHTS
     if not one_launch:
         _launch_gru(
@@ -118,11 +119,11 @@ def update_slots(
         _or_unused(stop, slots),
         sizes.rows,
         sizes.num_slots,
-        sums.shape[1],
         sizes.sums_size,
-        **_constants(sizes, w, precision),
-        **_gru_blocks(sizes, w),
-        **_row_blocks(sizes, w),
+        NUM_SPLITS=sums.shape[1],
+        **_constants(sizes, precision),
+        **_gru_blocks(plan),
+        **_row_blocks(sizes, plan),
         M=sizes.mlp_size,
         NORM_SLOTS_EPS=norm_eps[1],
         NORM_MLP_EPS=norm_eps[2],
@@ -132,7 +133,6 @@ def update_slots(
         STORE_GATES=gates is not None,
         RESIDUAL=residual is not None,
         MAKE_KEYS=keys is not None,
-        num_warps=8,
     )
 
 
@@ -158,10 +158,10 @@ def _launch_gru(
     gates: Tensor | None = None,
     stop: Tensor | None = None,
 ) -> None:
-    blocks = _gru_blocks(sizes, w)
+    plan = update_plan(sizes, w.values.dtype)
     launch(
         _gru_kernel,
-        (_row_tiles(sizes) * triton.cdiv(sizes.slot_size, blocks["BLOCK_D"]),),
+        (_row_tiles(sizes) * triton.cdiv(sizes.slot_size, plan.gru_columns),),
         sums,
         slots,
         output,
@@ -171,14 +171,15 @@ def _launch_gru(
         _or_unused(stop, slots),
         sizes.rows,
         sizes.num_slots,
-        sums.shape[1],
         sizes.sums_size,
-        **_constants(sizes, w, precision),
-        **blocks,
+        NUM_SPLITS=sums.shape[1],
+        **_constants(sizes, precision),
+        **_gru_blocks(plan),
         HAS_STOP=stop is not None,
         STORE_SUMS=reduced is not None,
         STORE_GATES=gates is not None,
-        num_warps=8,
+        STAGES=plan.gru_stages,
+        num_warps=plan.gru_warps,
     )
 
 
@@ -205,35 +206,25 @@ def _row_tiles(sizes: Sizes) -> int:
     return -(-sizes.rows // _BLOCK_ROWS)
 
 
-def _constants(sizes: Sizes, w: FoldedWeights, precision: str) -> dict[str, Any]:
+def _constants(sizes: Sizes, precision: str) -> dict[str, Any]:
     """What every kernel of this file takes."""
     return {
         "C": sizes.input_size,
         "D": sizes.slot_size,
         "H": sizes.num_heads,
         "BLOCK_ROWS": _BLOCK_ROWS,
-        "STAGES": _stages(padded(sizes.slot_size) * w.keys.dtype.itemsize, w.keys.dtype),
         "PRECISION": precision,
     }
 
 
-def _stages(row_bytes: int, dtype: torch.dtype) -> int:
-    """Tiles of a weight that are on their way at a time, as many as fit the shared memory."""
-    if dtype == torch.float64:
-        return 1
-    return 3 if row_bytes <= 1024 else 2
+def _gru_blocks(plan: UpdatePlan) -> dict[str, int]:
+    return {"BLOCK_D": plan.gru_columns, "GRU_CHUNK": plan.gru_chunk}
 
 
-def _gru_blocks(sizes: Sizes, w: FoldedWeights) -> dict[str, int]:
-    """Columns of one program, and how much of a sum over columns is done at a time: 128 bytes."""
+def _row_blocks(sizes: Sizes, plan: UpdatePlan) -> dict[str, int]:
     return {
-        "BLOCK_D": min(32, padded(sizes.slot_size)),
-        "GRU_CHUNK": 128 // w.values.dtype.itemsize,
+        "PADDED_D": padded(sizes.slot_size),
+        "ROW_CHUNK": plan.row_chunk,
+        "STAGES": plan.row_stages,
+        "num_warps": plan.row_warps,
     }
-
-
-def _row_blocks(sizes: Sizes, w: FoldedWeights) -> dict[str, int]:
-    """Tiles over whole rows of slots: those of the weights take 16 KiB, and 16 to 64 of the other size."""
-    columns = padded(sizes.slot_size)
-    chunk = 16 * 1024 // (columns * w.mlp_0.dtype.itemsize)
-    return {"PADDED_D": columns, "ROW_CHUNK": min(64, max(16, chunk))}

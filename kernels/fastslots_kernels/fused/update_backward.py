@@ -188,7 +188,7 @@ def keys_backward(
         sizes.rows,
         sizes.num_slots,
         sizes.sums_size,
-        SPLITS=d_keys.shape[1],
+        NUM_SPLITS=d_keys.shape[1],
         C=sizes.input_size,
         H=sizes.num_heads,
         FIRST=first["norm_slots_weight"],

@@ -7,7 +7,13 @@ gradient of 0, so that they add nothing to sums over rows: the gradients of vect
 import triton
 import triton.language as tl
 
-from fastslots_kernels.fused.tiles import add_dot, layer_norm, layer_norm_backward
+from fastslots_kernels.fused.tiles import (
+    add_dot,
+    divide,
+    layer_norm,
+    layer_norm_backward,
+    wait_for_inputs,
+)
 from fastslots_kernels.fused.update_kernels import sum_splits
 
 
@@ -39,11 +45,13 @@ def _mlp_gru_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Back through the MLP, its LayerNorm and the gates.
 
     Vectors: norm_mlp_weight, norm_mlp_bias, gru_bias_ih, gru_bias_hh, mlp_0_bias, mlp_2_bias.
     """
+    wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = mlp_0_ptr.dtype.element_ty
     acc: tl.constexpr = slots_ptr.dtype.element_ty
     pid = tl.program_id(0).to(tl.int64)
@@ -147,11 +155,13 @@ def _sums_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_GATES: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Back through the input gates' product and the weighted mean, for one head of a tile.
 
     Vectors: norm_inputs_weight and norm_inputs_bias for every head, but for what comes through the keys.
     """
+    wait_for_inputs(DEPENDENT)
     acc: tl.constexpr = sums_ptr.dtype.element_ty
     pid = (tl.program_id(0) // H).to(tl.int64)
     head = tl.program_id(0) % H
@@ -164,7 +174,7 @@ def _sums_backward_kernel(
     vectors = vectors_ptr + pid * VECTORS + head * C
     total = tl.load(sums_ptr + total_at)
     filled = total != 0
-    inverse = tl.where(filled, 1 / tl.where(filled, total, 1.0), 0.0)[:, None]
+    inverse = tl.where(filled, divide(1.0, tl.where(filled, total, 1.0)), 0.0)[:, None]
 
     d_total = tl.zeros([BLOCK_ROWS], acc)
     for first in range(0, C, BLOCK_C):
@@ -214,7 +224,7 @@ def _keys_backward_kernel(
     num_rows,  # R
     num_slots,  # K
     sums_size,
-    SPLITS: tl.constexpr,  # S
+    NUM_SPLITS: tl.constexpr,  # S
     C: tl.constexpr,
     D: tl.constexpr,
     H: tl.constexpr,
@@ -227,12 +237,14 @@ def _keys_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_GATES: tl.constexpr,
     STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Back through the keys and the slots' LayerNorm; adds the GRU's product with the slots.
 
     Vectors: adds what comes through the keys to norm_inputs_weight and norm_inputs_bias; norm_slots_weight
     and norm_slots_bias, from column FIRST on.
     """
+    wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = keys_ptr.dtype.element_ty
     acc: tl.constexpr = slots_ptr.dtype.element_ty
     width: tl.constexpr = H * C
@@ -248,11 +260,11 @@ def _keys_backward_kernel(
     image, slot = rows // num_slots, rows % num_slots
     vectors = vectors_ptr + pid * VECTORS
 
-    d_keys_ptr += image * SPLITS * sums_size
+    d_keys_ptr += image * NUM_SPLITS * sums_size
     d_normed = tl.zeros([BLOCK_ROWS, BLOCK_D], acc)
     for head in range(H):
         c_at = d_keys_ptr + num_slots * width + slot * H + head
-        d_c = sum_splits(c_at, inside, SPLITS, sums_size)[:, None]
+        d_c = sum_splits(c_at, inside, NUM_SPLITS, sums_size)[:, None]
         for first in tl.range(0, C, BLOCK_C, num_stages=STAGES):
             c = first + tl.arange(0, BLOCK_C)
             valid_c = c < C
@@ -260,7 +272,7 @@ def _keys_backward_kernel(
             keys = tl.load(keys_at, mask=columns[:, None] & valid_c[None, :], other=0.0)
             both = inside[:, None] & valid_c[None, :]
             m_at = d_keys_ptr[:, None] + slot[:, None] * width + (head * C + c)[None, :]
-            d_m = sum_splits(m_at, both, SPLITS, sums_size)
+            d_m = sum_splits(m_at, both, NUM_SPLITS, sums_size)
             plain_at = rows[:, None] * width + (head * C + c)[None, :]
             plain = tl.load(plain_ptr + plain_at, mask=both, other=0.0)
             vectors_at = vectors + head * C + c

@@ -6,7 +6,14 @@ Kernels are composed of the functions without an underscore. Row r is slot ``r %
 import triton
 import triton.language as tl
 
-from fastslots_kernels.fused.tiles import add_dot, layer_norm, sigmoid, tanh
+from fastslots_kernels.fused.tiles import (
+    add_dot,
+    divide,
+    layer_norm,
+    sigmoid,
+    tanh,
+    wait_for_inputs,
+)
 
 
 @triton.jit
@@ -16,10 +23,10 @@ def load_row(pointers, valid):
 
 
 @triton.jit
-def sum_splits(pointers, valid, num_splits, stride):
+def sum_splits(pointers, valid, NUM_SPLITS: tl.constexpr, stride):
     """What lies at `pointers`, summed over the splits in order; those lie `stride` entries apart."""
     total = tl.load(pointers, mask=valid, other=0.0)
-    for split in range(1, num_splits):
+    for split in tl.static_range(1, NUM_SPLITS):
         total += tl.load(pointers + split * stride, mask=valid, other=0.0)
     return total
 
@@ -41,8 +48,8 @@ def gru_columns(
     shift_ptr,  # [C]
     num_rows,
     num_slots,
-    num_splits,
     sums_size,
+    NUM_SPLITS: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     H: tl.constexpr,
@@ -62,7 +69,7 @@ def gru_columns(
     width: tl.constexpr = H * C
     valid_row = rows < num_rows
     once = rows < tl.where(first_column == 0, num_rows, 0)
-    sums_ptr += (rows // num_slots * num_splits * sums_size)[:, None]
+    sums_ptr += (rows // num_slots * NUM_SPLITS * sums_size)[:, None]
     reduced_ptr += (rows // num_slots * sums_size)[:, None]
     slot = (rows % num_slots)[:, None]
 
@@ -78,10 +85,10 @@ def gru_columns(
 
     for h in range(H):
         at_total = num_slots * width + slot * H + h
-        total = sum_splits(sums_ptr + at_total, valid_row[:, None], num_splits, sums_size)
+        total = sum_splits(sums_ptr + at_total, valid_row[:, None], NUM_SPLITS, sums_size)
         # 0 only for an image without a valid input. Compared so that NaN stays NaN.
         empty = total == 0
-        divisor = tl.where(empty, 1.0, total)
+        inverse = divide(1.0, tl.where(empty, 1.0, total))
         if STORE_SUMS:
             tl.store(reduced_ptr + at_total, total, mask=once[:, None])
         for first in tl.range(0, C, GRU_CHUNK, num_stages=STAGES):
@@ -95,8 +102,8 @@ def gru_columns(
 
             at_sums = slot * width + (h * C + c)[None, :]
             valid_sums = valid_row[:, None] & valid_c[None, :]
-            sums = sum_splits(sums_ptr + at_sums, valid_sums, num_splits, sums_size)
-            averaged = sums / divisor * load_row(scale_ptr + c, valid_c)
+            sums = sum_splits(sums_ptr + at_sums, valid_sums, NUM_SPLITS, sums_size)
+            averaged = sums * inverse * load_row(scale_ptr + c, valid_c)
             averaged = tl.where(empty, 0.0, averaged + load_row(shift_ptr + c, valid_c)).to(tile)
             reset = add_dot(reset, averaged, weight_r, PRECISION)
             keep = add_dot(keep, averaged, weight_k, PRECISION)
@@ -279,8 +286,10 @@ def _keys_kernel(
     ROW_CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """The keys of one tile of rows."""
+    wait_for_inputs(DEPENDENT)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     d = tl.arange(0, PADDED_D)
     valid = (rows < num_rows)[:, None] & (d < D)[None, :]
@@ -308,8 +317,8 @@ def _gru_kernel(
     stop_ptr,  # []
     num_rows,
     num_slots,
-    num_splits,
     sums_size,
+    NUM_SPLITS: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     H: tl.constexpr,
@@ -321,8 +330,10 @@ def _gru_kernel(
     GRU_CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """The GRU's output in one tile of rows and columns."""
+    wait_for_inputs(DEPENDENT)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return
@@ -332,7 +343,7 @@ def _gru_kernel(
         first_row + tl.arange(0, BLOCK_ROWS), tl.program_id(0) % column_blocks * BLOCK_D,
         sums_ptr, slots_ptr, output_ptr, reduced_ptr, gates_ptr,
         values_ptr, hidden_ptr, bias_ih_ptr, bias_hh_ptr, scale_ptr, shift_ptr,
-        num_rows, num_slots, num_splits, sums_size, C, D, H,
+        num_rows, num_slots, sums_size, NUM_SPLITS, C, D, H,
         STORE_SUMS, STORE_GATES, BLOCK_ROWS, BLOCK_D, GRU_CHUNK, STAGES, PRECISION,
     )  # fmt: skip
 
@@ -366,8 +377,8 @@ def _update_kernel(
     stop_ptr,  # []
     num_rows,
     num_slots,
-    num_splits,
     sums_size,
+    NUM_SPLITS: tl.constexpr,
     C: tl.constexpr,
     D: tl.constexpr,
     M: tl.constexpr,
@@ -387,8 +398,10 @@ def _update_kernel(
     ROW_CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """The new slots of one tile of rows from the GRU's output, which RUN_GRU makes first, and their keys."""
+    wait_for_inputs(DEPENDENT)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return
@@ -398,7 +411,7 @@ def _update_kernel(
             gru_columns(
                 rows, first_column, sums_ptr, slots_ptr, output_ptr, reduced_ptr,
                 gates_ptr, values_ptr, hidden_ptr, bias_ih_ptr, bias_hh_ptr,
-                scale_ptr, shift_ptr, num_rows, num_slots, num_splits, sums_size, C, D, H,
+                scale_ptr, shift_ptr, num_rows, num_slots, sums_size, NUM_SPLITS, C, D, H,
                 STORE_SUMS, STORE_GATES, BLOCK_ROWS, BLOCK_D, GRU_CHUNK, STAGES, PRECISION,
             )  # fmt: skip
         # Rows are read by other threads than those that wrote them.

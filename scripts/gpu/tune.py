@@ -1,0 +1,226 @@
+"""Times the kernels of a training step with other tiles, splits and warps than the shipped ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from statistics import median
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from gpu.job import Job, Skip
+from kernel_workloads import PRECISIONS, WORKLOADS, Workload, record
+
+from fastslots_kernels.fused import forward, plans
+from fastslots_kernels.fused.launch import Launch, compiler_options
+from fastslots_kernels.fused.plans import Plan
+from fastslots_kernels.fused.sizes import Sizes, padded
+
+SHAPES = ("slate128", "clevr", "slate64", "dinosaur", "dinosaur24")
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+ROUNDS, LEAST_US = 5, 300.0
+CHIP, PRECISION = "sm_90", "mixed"  # float32 inputs under bfloat16 autocast
+
+# Rows, warps and stages by kernel and columns.
+PLANS: dict[tuple[str, int], Sequence[Plan]] = {
+    ("raw", 64): [Plan(64, 4, s, 4) for s in (1, 2, 3)] + [Plan(128, 8, 2, 2)],
+    ("raw", 256): [
+        *(Plan(32, 4, s, 2) for s in (1, 2, 3)),
+        Plan(16, 4, 2, 3),
+        Plan(64, 8, 2, 1),
+    ],
+    ("normed", 64): [Plan(64, 4, s, 4) for s in (2, 3, 4)] + [Plan(128, 4, 3, 2)],
+    ("normed", 256): [*(Plan(64, 4, s, 2) for s in (2, 3, 4)), Plan(32, 4, 3, 3), Plan(128, 8, 2, 1)],
+    ("backward", 64): [
+        Plan(64, 4, 1, 2, 64),
+        Plan(64, 4, 2, 2, 64),
+        Plan(32, 4, 1, 3, 64),
+        Plan(32, 4, 2, 3, 64),
+        Plan(128, 8, 1, 1, 64),
+    ],
+    ("backward", 256): [
+        Plan(32, 4, 1, 2, 64),
+        Plan(16, 4, 1, 2, 64),
+        Plan(16, 4, 2, 2, 64),
+        Plan(32, 8, 1, 1, 64),
+        Plan(16, 8, 1, 2, 64),
+    ],
+}  # fmt: skip
+# Other options of the kernels that work on slots; what is not named stays as shipped.
+OPTIONS: dict[str, Sequence[dict[str, int]]] = {
+    "_gru_kernel": [
+        {"num_warps": w, "BLOCK_D": d, "GRU_CHUNK": c, "STAGES": s}
+        for w, d, c, s in (
+            (4, 32, 64, 3),
+            (4, 32, 64, 2),
+            (4, 32, 32, 4),
+            (4, 16, 64, 3),
+            (4, 64, 64, 3),
+            (8, 64, 64, 3),
+            (8, 32, 64, 4),
+        )
+    ],
+    "_update_kernel": [
+        {"num_warps": w, "ROW_CHUNK": c, "STAGES": s}
+        for w, c, s in ((4, 32, 3), (4, 64, 2), (8, 64, 2), (8, 32, 2), (8, 16, 4), (4, 16, 4))
+    ],
+    **{
+        name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 1), (4, 2), (4, 3), (8, 2))]
+        for name in ("_mlp_gru_backward_kernel", "_sums_backward_kernel", "_keys_backward_kernel")
+    },
+    **{
+        name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 2), (4, 4), (8, 3), (2, 3))]
+        for name in ("_weight_gradients_kernel", "_fold_kernel", "_fold_backward_kernel")
+    },
+}
+
+
+class Variant(NamedTuple):
+    """A kernel as it could be launched."""
+
+    kernel: str
+    what: str  # which of the kernel's launches
+    options: dict[str, Any]
+    launches: list[Launch]  # all of the step up to it, so that what it reads can be made
+
+
+def main(job: Job) -> None:
+    """Times every variant on every shape; one row each."""
+    if job.dry_run:
+        raise Skip("there are no tiles to choose on a CPU")
+    job.each(SHAPES, lambda shape: _tune(job, shape), most_s=90.0)
+
+
+def all_launches(shapes: Sequence[str] = SHAPES) -> Iterator[Launch]:
+    """What `main` compiles, on tensors without memory."""
+    for shape in shapes:
+        for variant in variants(WORKLOADS[shape], "meta"):
+            yield from variant.launches
+
+
+def _tune(job: Job, shape: str) -> None:
+    for variant in variants(WORKLOADS[shape], str(job.device)):
+        us: float | None = None
+        error = ""
+        try:
+            for one in variant.launches[:-1]:
+                run(one)
+            us = time_us(variant.launches[-1])
+        except Exception as problem:  # a variant that does not fit is no candidate
+            error = f"{type(problem).__name__}: {problem}"[:200]
+        job.row(
+            shape,
+            kernel=variant.kernel,
+            what=variant.what,
+            options=variant.options,
+            us_p50=us,
+            error=error,
+        )
+
+
+def variants(workload: Workload, device: str) -> Iterator[Variant]:
+    """All variants of the kernels of a training step at a shape."""
+    shipped = record(workload, PRECISIONS[PRECISION], CHIP, device)
+    seen = set()
+    for at, one in enumerate(shipped):
+        name, what = one.kernel.fn.__name__, _what(one)
+        if name in seen or name not in OPTIONS:
+            continue
+        seen.add(name)
+        yield Variant(name, what, {"shipped": True}, shipped[: at + 1])
+        for options in OPTIONS[name]:
+            changed = _with(one, options)
+            if changed is not None:
+                yield Variant(name, what, options, [*shipped[:at], changed])
+    for kernel in ("raw", "normed", "backward"):
+        yield from _attend_variants(workload, device, kernel)
+
+
+def _attend_variants(workload: Workload, device: str, kernel: str) -> Iterator[Variant]:
+    sizes = workload.sizes
+    columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
+    key = (kernel, 2 if kernel == "normed" else 4, columns, virtual)
+    for plan in PLANS[kernel, columns]:
+        for splits in dict.fromkeys(_possible(sizes, plan, wanted) for wanted in (0, *SPLITS)):
+            with ExitStack() as stack:
+                stack.enter_context(mock.patch.dict(plans._TABLE, {key: plan}))
+                if splits:
+                    fixed = mock.patch.object(forward, "num_splits", return_value=splits)
+                    stack.enter_context(fixed)
+                launches = record(workload, PRECISIONS[PRECISION], CHIP, device)
+            done = set()
+            for at, chosen in enumerate(launches):
+                what = _what(chosen)
+                if not what.startswith(kernel) or what in done:
+                    continue
+                done.add(what)
+                options = {"plan": plan, "splits": splits, "programs": chosen.grid[0]}
+                yield Variant(chosen.kernel.fn.__name__, what, options, launches[: at + 1])
+            if device == "meta":  # the same binary for any number of splits
+                break
+
+
+def _possible(sizes: Sizes, plan: Plan, wanted: int) -> int:
+    """The number of splits of whole tiles nearest to what is wanted; 0: what the model chooses."""
+    if wanted == 0:
+        return 0
+    tiles = -(-sizes.num_inputs // plan.rows)
+    return -(-tiles // -(-tiles // min(wanted, tiles)))
+
+
+def _what(one: Launch) -> str:
+    name, constants = one.kernel.fn.__name__, one.constants
+    if name == "_attend_backward_kernel":
+        return "backward"
+    if name == "_attend_kernel":
+        words = "normed" if constants["NORMALIZED"] else "raw"
+        words += " + attn" * constants["STORE_ATTN"]
+        return words + " + store" * constants["STORE_NORMED"]
+    flags = ("RUN_GRU", "STORE_SUMS", "STORE_GATES", "MAKE_KEYS")
+    return " ".join(flag for flag in flags if constants.get(flag))
+
+
+def _with(one: Launch, options: dict[str, int]) -> Launch | None:
+    """A launch with other options, and the grid that these need."""
+    constants = {**one.constants, **options}
+    num_warps = constants.pop("num_warps", one.num_warps)
+    grid = one.grid
+    if "BLOCK_D" in options:
+        size, before = constants["D"], one.constants["BLOCK_D"]
+        if options["BLOCK_D"] > padded(size):
+            return None
+        grid = (grid[0] // -(-size // before) * -(-size // options["BLOCK_D"]),)
+    return one._replace(grid=grid, constants=constants, num_warps=num_warps)
+
+
+def run(one: Launch) -> None:
+    """Runs a recorded launch."""
+    options = compiler_options(one.num_warps, dependent=one.constants["DEPENDENT"])
+    one.kernel[one.grid](*one.arguments, **one.constants, **options)
+
+
+def time_us(one: Launch) -> float:
+    """Of one launch, in a row of its own kind within a CUDA graph; median of some replays."""
+    run(one)
+    torch.cuda.synchronize()
+    once = _replay_us(one, 3, 1)
+    count = max(3, min(60, int(LEAST_US / max(once, 1.0))))
+    return _replay_us(one, count, ROUNDS)
+
+
+def _replay_us(one: Launch, count: int, rounds: int) -> float:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(count):
+            run(one)
+    graph.replay()
+    found = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        found.append(1e3 * start.elapsed_time(end) / count)
+    return median(found)
