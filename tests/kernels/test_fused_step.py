@@ -48,8 +48,8 @@ def operator_arguments(masked: bool, requires_grad: bool) -> tuple[list[Any], li
         slots,
         problem.mask,
         tensors,
-        None,
-        None,
+        [],
+        *(None, None),
         *d,
         torch.float64,
         2,
@@ -181,6 +181,21 @@ def test_an_implicit_step_keeps_little_and_the_same_for_any_number_of_iterations
     assert 0 < kept[0] <= 0.15 * inputs.numel() * inputs.element_size()
 
 
+@pytest.mark.parametrize(("num_inputs", "kept"), [(50, 0), (1000, 5)])
+def test_folded_weights_are_kept_where_the_inputs_are_large(num_inputs: int, kept: int) -> None:
+    _, step, backward = operator_arguments(False, False)
+    backward[0] = step[0] = torch.randn(2, num_inputs, 10, dtype=torch.float64)
+    backward[8] = None  # the gradient of the attention
+    again = ops.step_backward(*backward)
+    backward[4] = step[5][:5]
+    for gradient, expected in zip(ops.step_backward(*backward), again, strict=True):
+        assert torch.equal(gradient, expected)
+    step[1] = step[1].clone().requires_grad_()
+    outputs = ops.step(*step)
+    saved = {t.data_ptr() for t in outputs[0].grad_fn.saved_tensors if t is not None}
+    assert sum(matrix.data_ptr() in saved for matrix in step[5][:5]) == kept
+
+
 def test_an_unrolled_step_keeps_the_slots_alone() -> None:
     module = SlotAttention(1, 5, 12, 8, 8, gradient="unrolled", backend="triton")
     inputs, slots = torch.randn(1, 9, 12, requires_grad=True), torch.randn(1, 5, 8)
@@ -255,7 +270,7 @@ def test_offsets_beyond_two_to_the_31_are_right() -> None:
         arguments = operator_arguments(False, False)[2]
         arguments = [t.half() if isinstance(t, Tensor) else t for t in arguments]
         arguments[3] = [t.half() for t in arguments[3]]
-        arguments[0], arguments[8] = x, torch.float16
+        arguments[0], arguments[9] = x, torch.float16
         results.append(ops.step_backward(*arguments))
     for near, distant in zip(*results, strict=True):
         torch.testing.assert_close(distant, near, rtol=0, atol=0)

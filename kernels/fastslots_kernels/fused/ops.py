@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # The gradients of all vectors leave the backward as one tensor: outputs of an operator must not share memory.
 _MATRICES = tuple(name for name in TENSORS if name.startswith("project") or "_weight_" in name)
 _MATRICES += ("mlp_0_weight", "mlp_2_weight")
+_NUM_FOLDED = 5  # matrices of `FoldedWeights`
 _VECTORS = tuple(name for name in TENSORS if name not in _MATRICES)
 
 
@@ -135,6 +136,7 @@ def step_backward(
     slots: Tensor,
     mask: Tensor | None,
     weights: Sequence[Tensor],
+    folded: Sequence[Tensor],
     sums: Tensor | None,
     gates: Tensor | None,
     d_new: Tensor | None,
@@ -145,13 +147,18 @@ def step_backward(
     norm_eps: Sequence[float],
     need_inputs: bool,
 ) -> list[Tensor]:
-    """Gradients of the inputs (empty if not needed), of the slots, of each matrix, of all vectors in one."""
+    """Gradients of the inputs (empty if not needed), of the slots, of each matrix, of all vectors in one.
+
+    `folded` are the matrices of `FoldedWeights`, or none: they are made again.
+    """
     from fastslots_kernels.fused.backward import run_backward
-    from fastslots_kernels.fused.products import fold
+    from fastslots_kernels.fused.products import fold_matrices
 
     with _on_device_of(inputs):
         w = SlotAttentionWeights.from_tensors(weights, _three(norm_eps))
-        folded = fold(w, num_heads, tile_dtype, float32_precision())
+        if not folded:
+            folded = fold_matrices(w, num_heads, tile_dtype, float32_precision())
+        folded = FoldedWeights.of(folded, w)
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
         d_inputs, d_slots, by_name, vectors = run_backward(
             call, w, slots, sums, gates, d_new, d_attn, need_inputs=need_inputs
@@ -166,6 +173,7 @@ def _(
     slots: Tensor,
     mask: Tensor | None,
     weights: Sequence[Tensor],
+    folded: Sequence[Tensor],
     sums: Tensor | None,
     gates: Tensor | None,
     d_new: Tensor | None,
@@ -188,7 +196,12 @@ def _setup_context(
 ) -> None:
     x, slots, mask, _, weights, folded, num_heads, epsilon, norm_eps, _, keep = inputs
     kept = output[2:] if keep else (None, None)
-    ctx.save_for_backward(x, slots, mask, *kept, *weights)
+    matrices = folded[:_NUM_FOLDED]
+    if 10 * sum(map(_num_bytes, matrices)) > _num_bytes(
+        x
+    ):  # they are made again, for memory's sake
+        matrices = []
+    ctx.save_for_backward(x, slots, mask, *kept, *weights, *matrices)
     ctx.options = FoldedWeights(*folded).keys.dtype, num_heads, epsilon, norm_eps
     ctx.num_folded = len(folded)
     ctx.set_materialize_grads(False)
@@ -196,9 +209,20 @@ def _setup_context(
 
 def _backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None, *_: Any) -> tuple[Any, ...]:
     x, slots, mask, sums, gates, *weights = ctx.saved_tensors
+    weights, folded = weights[: len(TENSORS)], weights[len(TENSORS) :]
     need_inputs = ctx.needs_input_grad[0]
     d_inputs, d_slots, *matrices, vectors = step_backward(
-        x, slots, mask, weights, sums, gates, d_new, d_attn, *ctx.options, need_inputs
+        x,
+        slots,
+        mask,
+        weights,
+        folded,
+        sums,
+        gates,
+        d_new,
+        d_attn,
+        *ctx.options,
+        need_inputs,
     )
     by_name = dict(zip(_MATRICES, matrices, strict=True))
     sizes = [
@@ -218,6 +242,10 @@ def _on_device_of(inputs: Tensor) -> Iterator[None]:
     """Triton launches on the present device. A backward may run under autocast."""
     with torch.cuda.device_of(inputs), torch.autocast(inputs.device.type, enabled=False):
         yield
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _sizes(inputs: Tensor, slots: Tensor, folded: Sequence[Tensor], num_heads: int) -> Sizes:

@@ -25,6 +25,15 @@ def divide(a, b):
 
 
 @triton.jit
+def ratio(a, b, TILE: tl.constexpr):
+    """``a / b`` for a tile dtype, where b has few entries: 16 bits round away what a reciprocal is off."""
+    if TILE.primitive_bitwidth > 16:
+        return divide(a, b)
+    else:
+        return a * (1 / b)
+
+
+@triton.jit
 def inverse_root(x):
     """``1 / √x``, both operations rounded correctly."""
     if x.dtype == tl.float32:
@@ -89,7 +98,4 @@ def add_dot(acc, a, b, PRECISION: tl.constexpr):
 def softmax(logits, TILE: tl.constexpr):
     """Softmax over the columns of each row for a tile dtype; columns of ``-inf`` get 0."""
     exponentials = tl.exp(logits - tl.max(logits, 1)[:, None])
-    if TILE.primitive_bitwidth > 16:
-        return divide(exponentials, tl.sum(exponentials, 1)[:, None])
-    else:  # one reciprocal per row: it is off by less than what 16 bits round away
-        return exponentials * (1 / tl.sum(exponentials, 1))[:, None]
+    return ratio(exponentials, tl.sum(exponentials, 1)[:, None], TILE)

@@ -8,8 +8,8 @@ import triton.language as tl
 
 from fastslots_kernels.fused.tiles import (
     add_dot,
-    divide,
     layer_norm,
+    ratio,
     sigmoid,
     tanh,
     wait_for_inputs,
@@ -88,7 +88,7 @@ def gru_columns(
         total = sum_splits(sums_ptr + at_total, valid_row[:, None], NUM_SPLITS, sums_size)
         # 0 only for an image without a valid input. Compared so that NaN stays NaN.
         empty = total == 0
-        inverse = divide(1.0, tl.where(empty, 1.0, total))
+        divisor = tl.where(empty, 1.0, total)
         if STORE_SUMS:
             tl.store(reduced_ptr + at_total, total, mask=once[:, None])
         for first in tl.range(0, C, GRU_CHUNK, num_stages=STAGES):
@@ -103,7 +103,7 @@ def gru_columns(
             at_sums = slot * width + (h * C + c)[None, :]
             valid_sums = valid_row[:, None] & valid_c[None, :]
             sums = sum_splits(sums_ptr + at_sums, valid_sums, NUM_SPLITS, sums_size)
-            averaged = sums * inverse * load_row(scale_ptr + c, valid_c)
+            averaged = ratio(sums, divisor, tile) * load_row(scale_ptr + c, valid_c)
             averaged = tl.where(empty, 0.0, averaged + load_row(shift_ptr + c, valid_c)).to(tile)
             reset = add_dot(reset, averaged, weight_r, PRECISION)
             keep = add_dot(keep, averaged, weight_k, PRECISION)
