@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from fastslots.benchmark import Call, Problem, Provider
+from fastslots.benchmark.calls import MOST_ITERATIONS_CHECKED
 from fastslots.benchmark.precision import matmul_precision
 from gpu.baselines import COMPILED, units
 from gpu.job import Job, Skip
@@ -51,7 +52,10 @@ def compile_one(shape: str, gradient: str, backend: str) -> None:
     case = case_of(shape, tiny=False)
     problem = Problem.make(case, torch.device("cuda"))
     with matmul_precision(case.precision):
-        for iterations in (*case.iterations, 3):  # what is timed, and what is checked
+        for iterations in {
+            *case.iterations,
+            MOST_ITERATIONS_CHECKED,
+        }:  # what is timed, and what is checked
             Call(Provider(backend, gradient, compiled=True), problem, iterations).run()
     torch.cuda.synchronize()
 

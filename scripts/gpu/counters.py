@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from gpu.job import Job, Skip
+from gpu.shapes import DRY_RUN
 
 SHAPES = ("clevr", "slate128", "dinosaur", "slate64")
 KERNELS = "regex:attend|normalize"
@@ -24,7 +25,7 @@ SECTIONS = (
 
 def main(job: Job) -> None:
     """Profiles one iteration, tracked step and backward of every shape; one row for each launch."""
-    job.each(SHAPES[:1] if job.dry_run else SHAPES, lambda shape: _count(job, shape), most_s=50.0)
+    job.each(DRY_RUN if job.dry_run else SHAPES, lambda shape: _count(job, shape), most_s=50.0)
 
 
 def _count(job: Job, shape: str) -> bool:

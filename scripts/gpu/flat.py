@@ -7,7 +7,7 @@ from dataclasses import replace
 from fastslots.benchmark import Provider
 from gpu.job import Job
 from gpu.measure import measure
-from gpu.shapes import case_of
+from gpu.shapes import DRY_RUN, case_of
 
 SHAPES = ("slate128", "clevr", "slate64", "dinosaur")
 PROVIDERS = (
@@ -25,4 +25,4 @@ def main(job: Job) -> None:
         case = replace(case, name=f"flat-{shape}", iterations=(1, 2) if job.dry_run else (1, 127))
         return measure(job, shape, case, PROVIDERS, repeats=50, time_limit_s=4.0)
 
-    job.each(SHAPES, do)
+    job.each(DRY_RUN if job.dry_run else SHAPES, do)

@@ -6,8 +6,13 @@ import argparse
 import importlib
 import importlib.util
 import json
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +73,16 @@ def parse(command: list[str] | None = None) -> argparse.Namespace:
 def main(command: list[str] | None = None) -> int:
     """Runs the program; returns the exit code."""
     flags = parse(command)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end with the program
     if flags.command in ("prepare", "report"):
         return int(importlib.import_module(f"gpu.{flags.command}").main(flags.rest))
     if flags.command == "stage":
         return _run_one(STAGES[flags.name], flags)
-    return _run_all(flags)
+    try:
+        return _run_all(flags)
+    except (OSError, ValueError) as error:  # no device, no space
+        print(f"gpu_run: {error}", file=sys.stderr)
+        return 2
 
 
 def _run_all(flags: argparse.Namespace) -> int:
@@ -89,6 +99,7 @@ def _run_all(flags: argparse.Namespace) -> int:
     stages = [stage for stage in CALLS[flags.command] if stage.name in (flags.only or STAGES)]
     records = run_stages(stages, run)
     text = importlib.import_module("gpu.summary").summary(output, environment, records)
+    text += _card_state()
     (output / "summary.txt").write_text(text + "\n")
     pack(output, run.archives)
     print(text)
@@ -120,6 +131,19 @@ def _environment(flags: argparse.Namespace) -> dict[str, Any]:
     if flags.commit:
         return {**environment, "commit": flags.commit, "dirty": False}
     return {**environment, "commit": None if environment["dirty"] else environment["commit"]}
+
+
+def _card_state() -> str:
+    """Driver, clocks and temperature, where there is a card."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw"
+    command = [program, f"--query-gpu={fields}", "--format=csv,noheader"]
+    with suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        return f"\n{fields}: {done.stdout.strip()}"
+    return ""
 
 
 def _unpack(cache: Path) -> None:

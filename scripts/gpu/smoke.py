@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from gradcheck_arguments import parse
 from gradient_table import Problem, make_problem
+from torch import Tensor
 
 from fastslots.benchmark.cases import preset
 from fastslots.benchmark.precision import autocast, matmul_precision, products_dtype
@@ -40,33 +41,41 @@ CHECKS = {
 
 def main(job: Job) -> None:
     """Compares every output and gradient; one row each, with its error over what rounding explains."""
-    job.each(CHECKS, lambda unit: _check(job, unit), most_s=40.0)
+    job.each(CHECKS, lambda unit: _check(job, unit), most_s=45.0)
 
 
 def _check(job: Job, unit: str) -> bool:
     right = True
-    for row in comparisons(CHECKS[unit], job.device, job.dry_run):
+    for row in compare_kernels(CHECKS[unit], job.device, job.dry_run):
         right = right and row.ok
         job.row(unit, tensor=row.name, ratio=row.share, ok=row.ok, **row._asdict())
     return right
 
 
-def comparisons(check: Check, device: torch.device, tiny: bool) -> list[Comparison]:
+def compare_kernels(check: Check, device: torch.device, tiny: bool) -> list[Comparison]:
     """What the rule of `fastslots_kernels.accuracy` says of every output and gradient."""
-    dtype = torch.float64 if check.precision == "float64" else torch.float32
-    problem = _problem(check, device, tiny).to(dtype)
+    problem = make_check(check, device, tiny)
     exact, exact_grads = problem.to(torch.float64).results("reference")
-    with matmul_precision(check.precision), autocast(check.precision, device):
-        eager, eager_grads = problem.results("reference")
-        actual, grads = problem.results("torch" if tiny else "triton")
-    rounding = products_dtype(check.precision, dtype)
+    eager, eager_grads = results(check, problem, "reference")
+    actual, grads = results(check, problem, "torch" if tiny else "triton")
+    rounding = products_dtype(check.precision, problem.leaves["inputs"].dtype)
     scale = largest(*exact_grads.values())
     return compare(actual, eager, exact, rounding) + compare(
         grads, eager_grads, exact_grads, rounding, scale=scale
     )
 
 
-def _problem(check: Check, device: torch.device, tiny: bool) -> Problem:
+def results(
+    check: Check, problem: Problem, backend: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outputs and gradients of a backend in the check's precision."""
+    device = problem.leaves["inputs"].device
+    with matmul_precision(check.precision), autocast(check.precision, device):
+        return problem.results(backend)
+
+
+def make_check(check: Check, device: torch.device, tiny: bool = False) -> Problem:
+    """The tensors of a check, in its dtype."""
     (case,) = preset(check.shape)
     sizes = {**case.sizes, **(TINY if tiny else {})}
     flags = {
@@ -83,4 +92,4 @@ def _problem(check: Check, device: torch.device, tiny: bool) -> Problem:
     # Hidden units of the MLP are on or off: none that rounding switches, which no bound foresees.
     bias = problem.leaves["mlp_0_bias"]
     bias[::2], bias[1::2] = 4.0, -4.0
-    return problem
+    return problem.to(torch.float64 if check.precision == "float64" else torch.float32)

@@ -28,7 +28,7 @@ class Stage:
 
 FIRST = (
     Stage("smoke", 80),
-    Stage("times", 80),
+    Stage("times", 100),
     Stage("kernels", 40),
     Stage("unit_tests", 150),
     Stage("counters", 100),

@@ -34,11 +34,16 @@ class Reporter:
 
 def main(job: Job) -> None:
     """Runs them once; there is no other unit."""
-    job.each(["all"], lambda _: run(job, TESTS), most_s=job.seconds_left)
+    job.each(["all"], lambda _: run(job, TESTS, 0 if job.dry_run else PROCESSES), most_s=job.seconds_left)
 
 
-def run(job: Job, tests: str, processes: int = PROCESSES) -> bool:
+def run(job: Job, tests: str, processes: int) -> bool:
     """Whether one passed and none failed.
+
+    Args:
+        job: Where rows go.
+        tests: Files or folders.
+        processes: Workers; 0: none but this process.
 
     Raises:
         Skip: If all were skipped.
@@ -47,8 +52,9 @@ def run(job: Job, tests: str, processes: int = PROCESSES) -> bool:
     command = ["-m", "gpu", "-q", "-rA", "-p", "no:cacheprovider", tests]
     # Warnings of other versions of libraries are shown, and fail nothing.
     command += ["-W", "default", "--timeout", str(SECONDS_PER_TEST), "--timeout-method", "thread"]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", "2" if job.dry_run else str(processes), "--max-worker-restart", "50"]
+    command += ["-p", "gpu.poisoned"]
+    if processes and importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(processes), "--max-worker-restart", "50"]
     code = pytest.main(command, plugins=[reporter])
     if code == pytest.ExitCode.OK and not reporter.counts["passed"]:
         raise Skip("all tests were skipped")
