@@ -20,7 +20,7 @@ from gpu.stages import Stage
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 SOURCES = [str(SCRIPTS), str(SCRIPTS.parent), str(SCRIPTS.parent / "kernels")]
-LEAST_SECONDS = 12.0  # with less left, no stage is started
+LEAST_SECONDS = 12.0  # with less left, no process is started
 RESERVE = 4.0  # seconds kept for packing and the summary
 RECORDS = "stages.jsonl"
 
@@ -89,7 +89,7 @@ def run_stage(stage: Stage, run: Run) -> Row:
     with (run.output / f"{stage.name}.log").open("a") as log:
         tried = -1
         while code not in (0, None) and (now := _num_tried(stage, run)) > tried:
-            if end - time.time() < LEAST_SECONDS:
+            if tried >= 0 and end - time.time() < LEAST_SECONDS:
                 code = None
                 break
             tried = now

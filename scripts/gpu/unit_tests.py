@@ -34,7 +34,9 @@ class Reporter:
 
 def main(job: Job) -> None:
     """Runs them once; there is no other unit."""
-    job.each(["all"], lambda _: run(job, TESTS, 0 if job.dry_run else PROCESSES), most_s=job.seconds_left)
+    job.each(
+        ["all"], lambda _: run(job, TESTS, 0 if job.dry_run else PROCESSES), most_s=job.seconds_left
+    )
 
 
 def run(job: Job, tests: str, processes: int) -> bool:
