@@ -1,0 +1,47 @@
+"""What is run, in which order, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the program, run in processes of its own.
+
+    Args:
+        name: Of the stage and its files.
+        most_s: Seconds in all.
+        module: In this folder, with a function `main` that takes a `Job`; default: the stage's name.
+            One that is not there is skipped.
+    """
+
+    name: str
+    most_s: float
+    module: str = ""
+
+    @property
+    def source(self) -> str:
+        """Name of the module."""
+        return self.module or self.name
+
+
+FIRST = (
+    Stage("smoke", 80),
+    Stage("times", 100),
+    Stage("kernels", 40),
+    Stage("unit_tests", 150),
+    Stage("counters", 100),
+)
+SECOND = (
+    Stage("tune", 100),
+    Stage("times_again", 60, "times"),
+    Stage("compile", 120),
+    Stage("baselines", 120),
+    Stage("flat", 40),
+    Stage("memcheck", 60),
+    Stage("slate", 60),
+    Stage("train", 600),
+)
+CALLS = {"first": FIRST, "second": SECOND}
+STAGES = {stage.name: stage for stage in FIRST + SECOND}
