@@ -28,13 +28,13 @@ class Stage:
 
 FIRST = (
     Stage("smoke", 80),
+    Stage("tune", 100),
     Stage("times", 100),
     Stage("kernels", 40),
     Stage("unit_tests", 150),
     Stage("counters", 100),
 )
 SECOND = (
-    Stage("tune", 100),
     Stage("times_again", 60, "times"),
     Stage("compile", 120),
     Stage("baselines", 120),
