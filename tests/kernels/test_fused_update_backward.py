@@ -19,6 +19,7 @@ from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import record_launches
 from fastslots_kernels.fused.products import WeightGradients, weight_gradients
 from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.fused.update import Keys, make_keys
 from fastslots_kernels.fused.update_backward import (
     keys_backward,
     new_vectors,
@@ -27,7 +28,7 @@ from fastslots_kernels.fused.update_backward import (
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EPS = {"norm_slots": 1e-3, "norm_mlp": 1e-2}
+NORM_EPS = 1e-5, 1e-3, 1e-2  # such that one taken for another shows
 RAGGED = Sizes(2, 0, input_size=10, num_slots=4, slot_size=7, num_heads=3, mlp_size=5)
 SIZES = [
     pytest.param(RAGGED, id="ragged-everywhere"),
@@ -124,9 +125,9 @@ def step(w: FoldedWeights, slots: Tensor, sums: Tensor, sizes: Sizes, dtype: tor
     reset, keep = (reset_in + reset_slots).sigmoid(), (keep_in + keep_slots).sigmoid()
     new = (new_in + reset * from_hidden).tanh()
     output = (1 - keep) * new + keep * slots
-    normed = F.layer_norm(output, (d,), w.norm_mlp_weight, w.norm_mlp_bias, EPS["norm_mlp"])
+    normed = F.layer_norm(output, (d,), w.norm_mlp_weight, w.norm_mlp_bias, NORM_EPS[2])
     hidden = F.relu(product(normed, w.mlp_0.T) + w.mlp_0_bias)
-    keys = F.layer_norm(slots, (d,), w.norm_slots_weight, w.norm_slots_bias, EPS["norm_slots"])
+    keys = F.layer_norm(slots, (d,), w.norm_slots_weight, w.norm_slots_bias, NORM_EPS[1])
     plain = product(keys, w.keys).unflatten(1, (sizes.num_heads, sizes.input_size))
     return Step(
         output + product(hidden, w.mlp_2.T) + w.mlp_2_bias,
@@ -156,16 +157,22 @@ def by_kernels(p: Problem, sizes: Sizes) -> dict[str, Tensor]:
     """As `by_autograd`."""
     forward = step(p.w, p.slots, p.sums, sizes, p.w.keys.dtype)
     vectors = new_vectors(p.w, sizes)
+    made, plain = empty_keys(p)
     update = update_backward(
-        p.d_new, p.slots, p.sums, forward.gates, p.w, sizes, EPS["norm_mlp"], "ieee", vectors
+        p.d_new, p.slots, p.sums, forward.gates, p.w, sizes, NORM_EPS, "ieee", vectors, made, plain
     )
-    keys = keys_backward(
-        p.d_keys, forward.plain, p.slots, update, p.w, sizes, EPS["norm_slots"], "ieee", vectors
-    )
+    keys = keys_backward(p.d_keys, plain, p.slots, update, p.w, sizes, NORM_EPS[1], "ieee", vectors)
     dtype = p.slots.dtype
     weights = weight_gradients(p.d_new, p.slots, update, keys, vectors, sizes, dtype, "ieee")
     gradients = weights_by_name(weights, p.w)
     return without_padding(gradients | {"slots": update.d_slots, "sums": update.d_sums}, sizes)
+
+
+def empty_keys(p: Problem) -> tuple[Keys, Tensor]:
+    """Memory for the keys, and for those without the inputs' affine."""
+    rows, width = len(p.slots), p.w.keys.shape[1]
+    m, c = p.w.keys.new_empty(rows, width), p.slots.new_empty(rows, width // len(p.w.scale))
+    return Keys(m, c), p.slots.new_empty(rows, width)
 
 
 def weights_by_name(weights: WeightGradients, w: FoldedWeights) -> dict[str, Tensor]:
@@ -206,6 +213,22 @@ def test_gradients_are_within_twice_the_error_of_autograd(sizes: Sizes, dtype: t
         assert error <= budget, f"{name}: error {error:.3g}, autograd's {allowed:.3g}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_keys_are_made_again_as_they_were(sizes: Sizes, dtype: torch.dtype) -> None:
+    p = make_problem(sizes, dtype)
+    gates = step(p.w, p.slots, p.sums, sizes, dtype).gates
+    vectors, (keys, plain) = new_vectors(p.w, sizes), empty_keys(p)
+    update_backward(
+        p.d_new, p.slots, p.sums, gates, p.w, sizes, NORM_EPS, "ieee", vectors, keys, plain
+    )
+    expected, expected_plain = empty_keys(p)
+    make_keys(p.slots, expected, p.w, sizes, NORM_EPS[1], "ieee", expected_plain)
+    for made, again in ((keys.m, expected.m), (keys.c, expected.c), (plain, expected_plain)):
+        torch.testing.assert_close(made, again)
+        assert made.isfinite().all()
+
+
 def test_an_empty_slot_passes_no_gradient_to_its_sums_nor_to_the_inputs_affine() -> None:
     sizes = Sizes(1, 0, 16, 1, 16, 1, 16)
     p = make_problem(sizes, torch.float64)
@@ -224,7 +247,7 @@ def test_without_a_gradient_of_the_new_slots_only_the_keys_count() -> None:
     assert all(float(x.abs().max()) == 0 for x in update)
     plain = step(p.w, p.slots, p.sums, RAGGED, torch.float64).plain
     keys = keys_backward(
-        p.d_keys, plain, p.slots, update, p.w, RAGGED, EPS["norm_slots"], "ieee", vectors
+        p.d_keys, plain, p.slots, update, p.w, RAGGED, NORM_EPS[1], "ieee", vectors
     )
     p = p._replace(d_new=torch.zeros_like(p.d_new))
     weights = weight_gradients(

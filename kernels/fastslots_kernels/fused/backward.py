@@ -54,8 +54,9 @@ def run_backward(
     """
     sizes, w, precision = call.sizes, call.w, call.precision
     old = call.rows(slots)
-    plain = old.new_empty(sizes.rows, sizes.width)
-    keys = call.make_keys(old, plain)
+    keys, plain = call.new_keys(), old.new_empty(sizes.rows, sizes.width)
+    if sums is None or d_new is None:
+        call.make_keys(old, keys, plain)
     if sums is None:
         splits = call.new_sums(call.attend_plan(None))
         run_attend(call, keys, splits)
@@ -69,7 +70,7 @@ def run_backward(
     else:
         d_new = call.rows(d_new)
         update = update_backward(
-            d_new, old, sums, gates, w, sizes, call.norm_eps[2], precision, vectors
+            d_new, old, sums, gates, w, sizes, call.norm_eps, precision, vectors, keys, plain
         )
 
     d_inputs = torch.empty_like(call.inputs) if need_inputs else None

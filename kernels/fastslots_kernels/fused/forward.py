@@ -69,15 +69,15 @@ class Call(NamedTuple):
         shape = (self.sizes.rows, self.sizes.slot_size)
         return slots.to(self.accumulator).reshape(shape).contiguous()
 
-    def make_keys(self, slots: Tensor, plain: Tensor | None = None) -> Keys:
-        """``m`` and ``c`` of slots ``[B K, D]``; `plain` receives ``m`` without the inputs' affine."""
-        rows, width = self.sizes.rows, self.sizes.width
-        keys = Keys(
-            self.w.keys.new_empty(rows, width),
-            slots.new_empty(rows, self.sizes.num_heads),
-        )
+    def new_keys(self) -> Keys:
+        """Memory for the keys of all slots."""
+        rows, heads = self.sizes.rows, self.sizes.num_heads
+        m = self.w.keys.new_empty(rows, self.sizes.width)
+        return Keys(m, m.new_empty(rows, heads, dtype=self.accumulator))
+
+    def make_keys(self, slots: Tensor, keys: Keys, plain: Tensor | None = None) -> None:
+        """Writes the keys of slots ``[B K, D]``; arguments as in `update.make_keys`."""
         make_keys(slots, keys, self.w, self.sizes, self.norm_eps[1], self.precision, plain)
-        return keys
 
 
 class _Watch(NamedTuple):
@@ -123,7 +123,8 @@ def run_iterations(
         watch = _Watch(stop, state.new_empty(sizes.rows, 2), tolerance)
     stop_flag = None if watch is None else watch.stop
 
-    scratch, keys = torch.empty_like(state), call.make_keys(state)
+    scratch, keys = torch.empty_like(state), call.new_keys()
+    call.make_keys(state, keys)
     for iteration in range(num_iterations):
         if iteration == 0:
             sums = call.new_sums(call.attend_plan(None))
@@ -169,7 +170,8 @@ def run_step(
     """
     sizes = call.sizes
     old = call.rows(slots)
-    keys, sums = call.make_keys(old), call.new_sums(call.attend_plan(normed))
+    keys, sums = call.new_keys(), call.new_sums(call.attend_plan(normed))
+    call.make_keys(old, keys)
     attn = None
     if attn_dtype is not None:
         shape = (sizes.batch, sizes.num_inputs, sizes.virtual)

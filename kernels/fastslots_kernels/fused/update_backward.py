@@ -13,10 +13,11 @@ from torch import Tensor
 from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.sizes import Sizes, padded
+from fastslots_kernels.fused.update import Keys
 from fastslots_kernels.fused.update_backward_kernels import (
+    _gates_backward_kernel,
     _keys_backward_kernel,
-    _mlp_gru_backward_kernel,
-    _sums_backward_kernel,
+    _update_backward_kernel,
 )
 
 _BLOCK_ROWS = 16
@@ -62,11 +63,15 @@ def update_backward(
     gates: Tensor,
     w: FoldedWeights,
     sizes: Sizes,
-    norm_mlp_eps: float,
+    norm_eps: tuple[float, float, float],
     precision: str,
     vectors: Tensor,
+    keys: Keys,
+    plain: Tensor,
 ) -> UpdateGradients:
     """From the gradient of the new slots to those of the sums and, in part, of the old slots.
+
+    Beside that, as it waits for nothing, makes the keys that are differentiated next.
 
     Args:
         d_new: ``[R, D]``, accumulator's dtype.
@@ -75,17 +80,20 @@ def update_backward(
         gates: Of the forward, ``[4, R, D]``.
         w: Weights of the step.
         sizes: Of the call.
-        norm_mlp_eps: Added to the variance of the slots before the MLP.
+        norm_eps: Of the LayerNorms of the inputs, of the slots, before the MLP.
         precision: ``"ieee"`` or ``"tf32"``, for products in float32.
         vectors: Of `new_vectors`; all columns but those of ``norm_slots`` are filled.
+        keys: Receives those of the slots, as of `make_keys`.
+        plain: As in `make_keys`.
     """
     gradients = _empty_update_gradients(w, sizes)
     if sizes.rows == 0:
         return gradients
-    first, constants = _first_columns(sizes), _constants(w, sizes, precision, vectors)
+    tiles, first = vectors.shape[0], _first_columns(sizes)
+    constants = _constants(w, sizes, precision, vectors)
     launch(
-        _mlp_gru_backward_kernel,
-        (vectors.shape[0],),
+        _update_backward_kernel,
+        (2 * tiles,),
         d_new,
         slots,
         gates,
@@ -94,6 +102,11 @@ def update_backward(
         w.mlp_2,
         w.norm_mlp_weight,
         w.norm_mlp_bias,
+        w.keys,
+        w.scale,
+        w.shift,
+        w.norm_slots_weight,
+        w.norm_slots_bias,
         gradients.hidden,
         gradients.d_hidden,
         gradients.normed,
@@ -101,32 +114,42 @@ def update_backward(
         gradients.d_hidden_gates,
         gradients.d_slots,
         vectors,
+        *keys,
+        plain,
         sizes.rows,
+        tiles,
         M=sizes.mlp_size,
         FIRST=first["norm_mlp_weight"],
-        EPS=norm_mlp_eps,
+        NORM_SLOTS_EPS=norm_eps[1],
+        NORM_MLP_EPS=norm_eps[2],
         BLOCK_D=padded(sizes.slot_size),
         BLOCK_M=_chunk(sizes.mlp_size, sizes.slot_size, w),
+        BLOCK_KEYS=_chunk(sizes.input_size, sizes.slot_size, w),
+        STAGES=_stages(sizes.slot_size, w),
         **constants,
     )
+    columns = max(sizes.input_size, sizes.slot_size)
     launch(
-        _sums_backward_kernel,
-        (vectors.shape[0] * sizes.num_heads,),
+        _gates_backward_kernel,
+        (tiles * (sizes.num_heads + 1),),
         gradients.d_input_gates,
+        gradients.d_hidden_gates,
         w.values,
+        w.hidden,
         sums,
         w.scale,
         w.shift,
+        gradients.d_slots,
         gradients.d_sums,
         gradients.averaged,
         vectors,
         sizes.rows,
         sizes.num_slots,
         sizes.sums_size,
-        C=sizes.input_size,
-        H=sizes.num_heads,
-        BLOCK_C=min(64, padded(sizes.input_size)),
-        BLOCK_GATES=_chunk(3 * sizes.slot_size, min(64, sizes.input_size), w),
+        BLOCK_C=padded(sizes.input_size),
+        BLOCK_D=padded(sizes.slot_size),
+        BLOCK_GATES=_chunk(3 * sizes.slot_size, columns, w),
+        STAGES=_stages(columns, w),
         **constants,
     )
     return gradients
@@ -174,11 +197,9 @@ def keys_backward(
         d_keys,
         plain,
         slots,
-        gradients.d_hidden_gates,
         w.keys,
         w.scale,
         w.shift,
-        w.hidden,
         w.norm_slots_weight,
         w.norm_slots_bias,
         d_plain,
@@ -189,13 +210,11 @@ def keys_backward(
         sizes.num_slots,
         sizes.sums_size,
         NUM_SPLITS=d_keys.shape[1],
-        C=sizes.input_size,
-        H=sizes.num_heads,
         FIRST=first["norm_slots_weight"],
         EPS=norm_slots_eps,
         BLOCK_D=padded(sizes.slot_size),
         BLOCK_C=_chunk(sizes.input_size, sizes.slot_size, w),
-        BLOCK_GATES=_chunk(3 * sizes.slot_size, sizes.slot_size, w),
+        STAGES=_stages(sizes.slot_size, w),
         **constants,
     )
     return KeyGradients(d_plain, normed)
@@ -235,16 +254,20 @@ def _empty_update_gradients(w: FoldedWeights, sizes: Sizes) -> UpdateGradients:
 
 def _constants(w: FoldedWeights, sizes: Sizes, precision: str, vectors: Tensor) -> dict[str, Any]:
     """What all kernels take alike."""
-    row_bytes = padded(sizes.slot_size) * w.values.element_size()
     return {
+        "C": sizes.input_size,
         "D": sizes.slot_size,
+        "H": sizes.num_heads,
         "VECTORS": vectors.shape[1],
         "PRECISION": precision,
         "BLOCK_ROWS": _BLOCK_ROWS,
-        # Shared memory cannot hold more than 16 KiB of two weights at a time and prefetch the next.
-        "STAGES": 3 if row_bytes <= 1024 else 1,
         "num_warps": 8,
     }
+
+
+def _stages(columns: int, w: FoldedWeights) -> int:
+    """Tiles on their way at a time: shared memory cannot hold more than 16 KiB of two weights three times."""
+    return 3 if padded(columns) * w.values.element_size() <= 1024 else 1
 
 
 def _chunk(size: int, columns: int, w: FoldedWeights) -> int:

@@ -1,4 +1,4 @@
-"""Kernels of the slot update's backward: MLP and GRU, weighted mean, keys (see kernels/README.md).
+"""Kernels of the slot update's backward: MLP and GRU, gates' products, keys (see kernels/README.md).
 
 A program has a tile of rows, the slots of the whole batch. Rows past the end repeat the last one with a
 gradient of 0, so that they add nothing to sums over rows: the gradients of vectors, stored per tile.
@@ -14,11 +14,12 @@ from fastslots_kernels.fused.tiles import (
     layer_norm_backward,
     wait_for_inputs,
 )
-from fastslots_kernels.fused.update_kernels import sum_splits
+from fastslots_kernels.fused.update_kernels import load_and_store_keys, sum_splits
 
 
 @triton.jit
-def _mlp_gru_backward_kernel(
+def mlp_gru_backward(
+    tile_index,  # int64
     d_new_ptr,  # [R, D]
     slots_ptr,  # [R, D]
     gates_ptr,  # [4, R, D]: reset, keep, new, from_hidden
@@ -45,17 +46,14 @@ def _mlp_gru_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
-    """Back through the MLP, its LayerNorm and the gates.
+    """Back through the MLP, its LayerNorm and the gates, for one tile.
 
     Vectors: norm_mlp_weight, norm_mlp_bias, gru_bias_ih, gru_bias_hh, mlp_0_bias, mlp_2_bias.
     """
-    wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = mlp_0_ptr.dtype.element_ty
     acc: tl.constexpr = slots_ptr.dtype.element_ty
-    pid = tl.program_id(0).to(tl.int64)
-    rows = pid * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    rows = tile_index * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
     rows = tl.minimum(rows, num_rows - 1)
     d = tl.arange(0, BLOCK_D)
@@ -63,7 +61,7 @@ def _mlp_gru_backward_kernel(
     wide = columns[None, :]
     valid = inside[:, None] & wide
     at = rows[:, None] * D + d[None, :]
-    vectors = vectors_ptr + pid * VECTORS + FIRST
+    vectors = vectors_ptr + tile_index * VECTORS + FIRST
 
     reset_ptr, keep_ptr = gates_ptr + at, gates_ptr + (num_rows + rows)[:, None] * D + d[None, :]
     new_ptr = gates_ptr + (2 * num_rows + rows)[:, None] * D + d[None, :]
@@ -134,14 +132,160 @@ def _mlp_gru_backward_kernel(
 
 
 @triton.jit
-def _sums_backward_kernel(
-    d_input_gates_ptr,  # [R, 3 D]
-    values_ptr,  # [3 D, H C]
+def _update_backward_kernel(
+    d_new_ptr,  # [R, D]
+    slots_ptr,  # [R, D]
+    gates_ptr,  # [4, R, D]
+    mlp_0_ptr,  # [M, D]
+    mlp_0_bias_ptr,  # [M]
+    mlp_2_ptr,  # [D, M]
+    norm_mlp_weight_ptr,  # [D]
+    norm_mlp_bias_ptr,  # [D]
+    keys_ptr,  # [D, H C]
+    scale_ptr,  # [C]
+    shift_ptr,  # [C]
+    norm_slots_weight_ptr,  # [D]
+    norm_slots_bias_ptr,  # [D]
+    hidden_ptr,  # out [R, M]
+    d_hidden_ptr,  # out [R, M]
+    normed_ptr,  # out [R, D]
+    d_input_gates_ptr,  # out [R, 3 D]
+    d_hidden_gates_ptr,  # out [R, 3 D]
+    d_slots_ptr,  # out [R, D]
+    vectors_ptr,  # out [tiles, VECTORS], from column FIRST on
+    m_ptr,  # out [R, H C]
+    c_ptr,  # out [R, H]
+    plain_ptr,  # out [R, H C]
+    num_rows,  # R
+    num_tiles,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    M: tl.constexpr,
+    VECTORS: tl.constexpr,
+    FIRST: tl.constexpr,
+    NORM_SLOTS_EPS: tl.constexpr,
+    NORM_MLP_EPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """One tile: back through the MLP and the gates or, by the second half of the programs, the keys again."""
+    wait_for_inputs(DEPENDENT)
+    pid = tl.program_id(0).to(tl.int64)
+    if pid < num_tiles:
+        mlp_gru_backward(
+            pid, d_new_ptr, slots_ptr, gates_ptr, mlp_0_ptr, mlp_0_bias_ptr, mlp_2_ptr,
+            norm_mlp_weight_ptr, norm_mlp_bias_ptr, hidden_ptr, d_hidden_ptr, normed_ptr,
+            d_input_gates_ptr, d_hidden_gates_ptr, d_slots_ptr, vectors_ptr, num_rows,
+            D, M, VECTORS, FIRST, NORM_MLP_EPS, PRECISION, BLOCK_ROWS, BLOCK_D, BLOCK_M, STAGES,
+        )  # fmt: skip
+    else:
+        load_and_store_keys(
+            slots_ptr, (pid - num_tiles) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS),
+            m_ptr, c_ptr, plain_ptr, keys_ptr, scale_ptr, shift_ptr, norm_slots_weight_ptr,
+            norm_slots_bias_ptr, num_rows,
+            C, D, H, True, NORM_SLOTS_EPS, BLOCK_ROWS, BLOCK_D, BLOCK_KEYS, STAGES, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def gates_product(
+    rows,
+    inside,
+    d_gates_ptr,  # [R, 3 D]
+    weight_ptr,  # [3 D, ...], from its first column on
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    D: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_GATES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Gradients of gates times some columns of the weight that made them."""
+    column = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK_ROWS, BLOCK], ACC)
+    for first in tl.range(0, 3 * D, BLOCK_GATES, num_stages=STAGES):
+        g = first + tl.arange(0, BLOCK_GATES)
+        gates_at = d_gates_ptr + rows[:, None] * (3 * D) + g[None, :]
+        d_gates = tl.load(gates_at, mask=inside[:, None] & (g < 3 * D)[None, :], other=0.0)
+        weight_at = weight_ptr + g[:, None] * STRIDE + column[None, :]
+        valid = (g < 3 * D)[:, None] & (column < COLUMNS)[None, :]
+        weight = tl.load(weight_at, mask=valid, other=0.0)
+        total = add_dot(total, d_gates, weight, PRECISION)
+    return total
+
+
+@triton.jit
+def mean_backward(
+    d_averaged,  # [BLOCK_ROWS, BLOCK_C]
+    rows,
+    inside,
+    head,
     sums_ptr,  # [B, 1, sums_size]
     scale_ptr,  # [C]
     shift_ptr,  # [C]
     d_sums_ptr,  # out [B, 1, sums_size], but for its padding
     averaged_ptr,  # out [R, H C]: ū
+    vectors_ptr,  # out [VECTORS]
+    num_slots,
+    sums_size,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Back through the weighted mean of one head."""
+    c = tl.arange(0, BLOCK_C)
+    columns = c < C
+    image, slot = rows // num_slots, rows % num_slots
+    total_at = image * sums_size + num_slots * H * C + slot * H + head
+    total = tl.load(sums_ptr + total_at)[:, None]
+    filled = total != 0
+    inverse = tl.where(filled, divide(1.0, tl.where(filled, total, 1.0)), 0.0)
+    d_averaged = tl.where(filled, d_averaged, 0.0)
+    at = (image * sums_size + (slot * H + head) * C)[:, None] + c[None, :]
+    mean = tl.load(sums_ptr + at, mask=columns[None, :], other=0.0) * inverse
+    scale = tl.load(scale_ptr + c, mask=columns, other=0.0)[None, :]
+    shift = tl.load(shift_ptr + c, mask=columns, other=0.0)[None, :]
+    valid = inside[:, None] & columns[None, :]
+    averaged = tl.where(filled, mean * scale + shift, 0.0).to(averaged_ptr.dtype.element_ty)
+    tl.store(averaged_ptr + ((rows * H + head) * C)[:, None] + c[None, :], averaged, mask=valid)
+    d_sums = d_averaged * scale * inverse
+    tl.store(d_sums_ptr + at, d_sums, mask=valid)
+    tl.store(d_sums_ptr + total_at, -tl.sum(d_sums * mean, 1), mask=inside)
+    vectors_ptr += head * C + c
+    tl.store(vectors_ptr, tl.sum(d_averaged * mean, 0), mask=columns)
+    tl.store(vectors_ptr + H * C, tl.sum(d_averaged, 0), mask=columns)
+
+
+@triton.jit
+def add_tile(tile, rows, inside, to_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Adds to some rows of ``[R, D]``."""
+    d = tl.arange(0, BLOCK_D)
+    at = to_ptr + rows[:, None] * D + d[None, :]
+    valid = inside[:, None] & (d < D)[None, :]
+    tl.store(at, tl.load(at, mask=valid, other=0.0) + tile, mask=valid)
+
+
+@triton.jit
+def _gates_backward_kernel(
+    d_input_gates_ptr,  # [R, 3 D]
+    d_hidden_gates_ptr,  # [R, 3 D]
+    values_ptr,  # [3 D, H C]
+    hidden_ptr,  # [3 D, D]
+    sums_ptr,  # [B, 1, sums_size]
+    scale_ptr,  # [C]
+    shift_ptr,  # [C]
+    d_slots_ptr,  # in and out [R, D]
+    d_sums_ptr,  # out [B, 1, sums_size], but for its padding
+    averaged_ptr,  # out [R, H C]
     vectors_ptr,  # out [tiles, VECTORS]
     num_rows,  # R
     num_slots,  # K
@@ -153,56 +297,37 @@ def _sums_backward_kernel(
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     BLOCK_GATES: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Back through the input gates' product and the weighted mean, for one head of a tile.
+    """One tile: back through the gates' product with one head's weighted mean or with the slots.
 
     Vectors: norm_inputs_weight and norm_inputs_bias for every head, but for what comes through the keys.
     """
     wait_for_inputs(DEPENDENT)
     acc: tl.constexpr = sums_ptr.dtype.element_ty
-    pid = (tl.program_id(0) // H).to(tl.int64)
-    head = tl.program_id(0) % H
+    pid = (tl.program_id(0) // (H + 1)).to(tl.int64)
+    head = tl.program_id(0) % (H + 1)
     rows = pid * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = rows < num_rows
     rows = tl.minimum(rows, num_rows - 1)
-    image, slot = rows // num_slots, rows % num_slots
-    sums_at = image * sums_size + (slot * H + head) * C
-    total_at = image * sums_size + num_slots * H * C + slot * H + head
-    vectors = vectors_ptr + pid * VECTORS + head * C
-    total = tl.load(sums_ptr + total_at)
-    filled = total != 0
-    inverse = tl.where(filled, divide(1.0, tl.where(filled, total, 1.0)), 0.0)[:, None]
-
-    d_total = tl.zeros([BLOCK_ROWS], acc)
-    for first in range(0, C, BLOCK_C):
-        c = first + tl.arange(0, BLOCK_C)
-        d_averaged = tl.zeros([BLOCK_ROWS, BLOCK_C], acc)
-        for first_gate in tl.range(0, 3 * D, BLOCK_GATES, num_stages=STAGES):
-            g = first_gate + tl.arange(0, BLOCK_GATES)
-            gates_at = d_input_gates_ptr + rows[:, None] * (3 * D) + g[None, :]
-            d_gates = tl.load(gates_at, mask=inside[:, None] & (g < 3 * D)[None, :], other=0.0)
-            values_at = values_ptr + g[:, None] * (H * C) + head * C + c[None, :]
-            values = tl.load(values_at, mask=(g < 3 * D)[:, None] & (c < C)[None, :], other=0.0)
-            d_averaged = add_dot(d_averaged, d_gates, values, PRECISION)
-        d_averaged = tl.where(filled[:, None], d_averaged, 0.0)
-
-        at = sums_at[:, None] + c[None, :]
-        mean = tl.load(sums_ptr + at, mask=(c < C)[None, :], other=0.0) * inverse
-        scale = tl.load(scale_ptr + c, mask=c < C, other=0.0)[None, :]
-        shift = tl.load(shift_ptr + c, mask=c < C, other=0.0)[None, :]
-        averaged = tl.where(filled[:, None], mean * scale + shift, 0.0)
-        averaged_at = averaged_ptr + rows[:, None] * (H * C) + head * C + c[None, :]
-        stored = inside[:, None] & (c < C)[None, :]
-        tl.store(averaged_at, averaged.to(averaged_ptr.dtype.element_ty), mask=stored)
-        d_sums = d_averaged * scale * inverse
-        d_total -= tl.sum(d_sums * mean, 1)
-        tl.store(d_sums_ptr + at, d_sums, mask=stored)
-        tl.store(vectors + c, tl.sum(d_averaged * mean, 0), mask=c < C)
-        tl.store(vectors + H * C + c, tl.sum(d_averaged, 0), mask=c < C)
-    tl.store(d_sums_ptr + total_at, d_total, mask=inside)
+    if head < H:
+        d_averaged = gates_product(
+            rows, inside, d_input_gates_ptr, values_ptr + head * C, H * C, C,
+            D, acc, PRECISION, BLOCK_ROWS, BLOCK_C, BLOCK_GATES, STAGES,
+        )  # fmt: skip
+        mean_backward(
+            d_averaged, rows, inside, head, sums_ptr, scale_ptr, shift_ptr, d_sums_ptr,
+            averaged_ptr, vectors_ptr + pid * VECTORS, num_slots, sums_size, C, H, BLOCK_C,
+        )  # fmt: skip
+    else:
+        d_slots = gates_product(
+            rows, inside, d_hidden_gates_ptr, hidden_ptr, D, D,
+            D, acc, PRECISION, BLOCK_ROWS, BLOCK_D, BLOCK_GATES, STAGES,
+        )  # fmt: skip
+        add_tile(d_slots, rows, inside, d_slots_ptr, D, BLOCK_D)
 
 
 @triton.jit
@@ -210,11 +335,9 @@ def _keys_backward_kernel(
     d_keys_ptr,  # [B, S, sums_size]: dm [K, H C], then dc [K, H]; their sum over S counts
     plain_ptr,  # [R, H C]
     slots_ptr,  # [R, D]
-    d_hidden_gates_ptr,  # [R, 3 D]
     keys_ptr,  # [D, H C]
     scale_ptr,  # [C]
     shift_ptr,  # [C]
-    hidden_ptr,  # [3 D, D]
     norm_weight_ptr,  # [D]
     norm_bias_ptr,  # [D]
     d_plain_ptr,  # out [R, H C]
@@ -235,11 +358,10 @@ def _keys_backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    BLOCK_GATES: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Back through the keys and the slots' LayerNorm; adds the GRU's product with the slots.
+    """One tile back through the keys and the slots' LayerNorm.
 
     Vectors: adds what comes through the keys to norm_inputs_weight and norm_inputs_bias; norm_slots_weight
     and norm_slots_bias, from column FIRST on.
@@ -297,11 +419,4 @@ def _keys_backward_kernel(
 
     d_slots = tl.load(d_slots_ptr + at, mask=valid, other=0.0)
     d_slots += layer_norm_backward(d_normed * norm_weight, normed, rstd, D)
-    for first in tl.range(0, 3 * D, BLOCK_GATES, num_stages=STAGES):
-        g = first + tl.arange(0, BLOCK_GATES)
-        gates_at = d_hidden_gates_ptr + rows[:, None] * (3 * D) + g[None, :]
-        d_gates = tl.load(gates_at, mask=inside[:, None] & (g < 3 * D)[None, :], other=0.0)
-        hidden_at = hidden_ptr + g[:, None] * D + d[None, :]
-        hidden = tl.load(hidden_at, mask=(g < 3 * D)[:, None] & wide, other=0.0)
-        d_slots = add_dot(d_slots, d_gates, hidden, PRECISION)
     tl.store(d_slots_ptr + at, d_slots, mask=valid)

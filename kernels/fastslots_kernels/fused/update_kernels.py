@@ -244,6 +244,41 @@ def store_keys(
 
 
 @triton.jit
+def load_and_store_keys(
+    slots_ptr,  # [R, D]
+    rows,  # [BLOCK_ROWS], int64
+    m_ptr,  # [R, H C]
+    c_ptr,  # [R, H]
+    plain_ptr,  # [R, H C]
+    keys_ptr,  # [D, H C]
+    scale_ptr,  # [C]
+    shift_ptr,  # [C]
+    norm_weight_ptr,  # [D]
+    norm_bias_ptr,  # [D]
+    num_rows,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    STORE_PLAIN: tl.constexpr,
+    NORM_EPS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    PADDED_D: tl.constexpr,
+    ROW_CHUNK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`store_keys` of slots in memory."""
+    d = tl.arange(0, PADDED_D)
+    valid = (rows < num_rows)[:, None] & (d < D)[None, :]
+    slots = tl.load(slots_ptr + rows[:, None] * D + d[None, :], mask=valid, other=0.0)
+    store_keys(
+        slots, rows, m_ptr, c_ptr, plain_ptr, keys_ptr, scale_ptr, shift_ptr, norm_weight_ptr,
+        norm_bias_ptr, num_rows,
+        C, D, H, STORE_PLAIN, NORM_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
 def store_slots(
     new,  # [BLOCK_ROWS, PADDED_D], 0 in the padded columns
     rows,  # [BLOCK_ROWS], int64
@@ -296,11 +331,8 @@ def _keys_kernel(
     """The keys of one tile of rows."""
     wait_for_inputs(DEPENDENT)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    d = tl.arange(0, PADDED_D)
-    valid = (rows < num_rows)[:, None] & (d < D)[None, :]
-    slots = tl.load(slots_ptr + rows[:, None] * D + d[None, :], mask=valid, other=0.0)
-    store_keys(
-        slots, rows, m_ptr, c_ptr, plain_ptr, keys_ptr, scale_ptr, shift_ptr, norm_weight_ptr,
+    load_and_store_keys(
+        slots_ptr, rows, m_ptr, c_ptr, plain_ptr, keys_ptr, scale_ptr, shift_ptr, norm_weight_ptr,
         norm_bias_ptr, num_rows,
         C, D, H, STORE_PLAIN, NORM_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
     )  # fmt: skip
