@@ -34,13 +34,13 @@ FIRST = (
     Stage("counters", 100),
 )
 SECOND = (
-    Stage("tune", 100),
-    Stage("times_again", 60, "times"),
+    Stage("tune", 130),
+    Stage("times_again", 80, "times"),
     Stage("compile", 120),
     Stage("baselines", 120),
     Stage("flat", 40),
     Stage("memcheck", 60),
-    Stage("slate", 60),
+    Stage("slate", 50),
     Stage("train", 600),
 )
 CALLS = {"first": FIRST, "second": SECOND}

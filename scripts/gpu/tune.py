@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from gpu.job import Job, Skip
 from kernel_workloads import PRECISIONS, WORKLOADS, Workload, record
 
 from fastslots_kernels.fused import forward, plans
 from fastslots_kernels.fused.launch import Launch, compiler_options
 from fastslots_kernels.fused.plans import Plan
 from fastslots_kernels.fused.sizes import Sizes, padded
+from gpu.job import Job, Skip
 
 SHAPES = ("slate128", "clevr", "slate64", "dinosaur", "dinosaur24")
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
