@@ -185,7 +185,8 @@ def test_every_row_says_where_it_was_measured_and_a_torn_one_is_ignored(tmp_path
     path = tmp_path / "smoke.jsonl"
     path.write_text(path.read_text() + '{"unit": "b", "ms"')
     (row,) = rows(tmp_path)
-    assert row == {"stage": "smoke", "unit": "a", "run": "1", "ms": 1.5, "environment": HERE}
+    where = {"run": "1", "dry_run": True, "environment": HERE}
+    assert row == {"stage": "smoke", "unit": "a", "ms": 1.5, **where}
 
 
 @pytest.mark.parametrize(
@@ -227,22 +228,18 @@ def test_stages_that_passed_are_not_run_again_and_skipped_ones_are(tmp_path, mon
     assert len(started) == 5
 
 
-def test_files_are_packed_as_one_and_folders_each(tmp_path):
-    output, archives = tmp_path / "output", tmp_path / "archives"
+def test_files_are_packed_as_one_but_large_ones(tmp_path, monkeypatch):
+    runner, output = module("runner"), tmp_path / "output"
+    monkeypatch.setattr(runner, "MOST_BYTES_PACKED", 10)
     (output / "train").mkdir(parents=True)
-    (output / "smoke.jsonl").write_text("{}\n")
-    (output / "train" / "picture.png").write_text("x")
-    module("runner").pack(output, archives)
-    module("runner").pack(output, output)  # beside what is packed
-    module("runner").pack(output, archives)
-    found = {}
-    for path in archives.iterdir():
-        with tarfile.open(path) as archive:
-            found[path.name] = sorted(archive.getnames())
-    assert found == {
-        "results.tgz": ["smoke.jsonl"],
-        "train.tgz": ["train", "train/picture.png"],
-    }
+    for name, content in {"a.jsonl": "{}", "train/b.png": "x", "train/weights": "y" * 11}.items():
+        (output / name).write_text(content)
+    for archives in (output / "back", tmp_path / "archives", output / "back"):
+        runner.pack(output, archives)
+        assert sorted(path.name for path in archives.iterdir()) == ["results.tgz", "train-weights"]
+        assert (archives / "train-weights").read_text() == "y" * 11
+    with tarfile.open(output / "back" / "results.tgz") as archive:
+        assert archive.getnames() == ["a.jsonl", "train/b.png"]
 
 
 def test_tests_of_a_gpu_are_rows_and_a_poisoned_worker_is_replaced(tmp_path):
@@ -333,7 +330,7 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
     for row in rows(tmp_path, "smoke"):
         assert row["environment"]["commit"] == "abc"
         assert row.get("ratio", 0) <= 1
-    with tarfile.open(tmp_path / "results.tgz") as archive:
+    with tarfile.open(tmp_path / "back" / "results.tgz") as archive:
         content = archive.extractfile("times.jsonl").read().decode().splitlines()
     assert len(content) == len(rows(tmp_path, "times"))
     assert json.loads(content[0])["stage"] == "times"

@@ -20,10 +20,10 @@ def units(dry_run: bool) -> list[str]:
 def providers(gradient: str, dry_run: bool) -> list[Provider]:
     """What is timed together for one gradient."""
     compiled = [Provider(b, gradient, compiled=not dry_run, graphed=True) for b in COMPILED]
-    eager = [Provider("reference", gradient)]
+    usual = [Provider("reference", gradient), Provider("reference", gradient, graphed=True)]
     if gradient == "implicit":
-        eager.append(Provider("reference", "unrolled"))
-    return [Provider("triton", gradient, graphed=True), *eager, *compiled]
+        usual.append(Provider("reference", "unrolled"))
+    return [Provider("triton", gradient, graphed=True), *usual, *compiled]
 
 
 def main(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""Hardware counters of the kernels that read the inputs, by Nsight Compute."""
+"""Hardware counters of the fused kernels, by Nsight Compute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpu.job import Job, Skip
 from gpu.shapes import DRY_RUN
 
 SHAPES = ("clevr", "slate128", "dinosaur", "slate64")
-KERNELS = "regex:attend|normalize"
+KERNELS = "regex:^_[a-z_]+_kernel$"  # as they are named in Python
 SECTIONS = (
     "SpeedOfLight",
     "MemoryWorkloadAnalysis",

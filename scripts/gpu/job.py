@@ -54,8 +54,9 @@ class Job:
     def row(self, unit: str, **fields: Any) -> None:
         """Writes one line at once: what ends the process later does not lose it."""
         content = {"stage": self.stage, "unit": unit, "run": self.run, **fields}
+        where = {"dry_run": self.dry_run, "environment": self.environment}
         with (self.output / f"{self.stage}.jsonl").open("a") as file:
-            file.write(json.dumps({**content, "environment": self.environment}) + "\n")
+            file.write(json.dumps(content | where) + "\n")
 
     def each(
         self, units: Iterable[str], do: Callable[[str], bool | None], most_s: float = 60.0

@@ -71,4 +71,7 @@ def kernel_events(call: Call, device: torch.device) -> list[dict[str, Any]]:
         profiler.export_chrome_trace(str(path))
         trace = json.loads(path.read_text())["traceEvents"]
     category = "kernel" if on_cuda else "cpu_op"
-    return [event for event in trace if event.get("cat") == category]
+    events = [event for event in trace if event.get("cat") == category]
+    if not events:
+        raise RuntimeError("the profiler saw no kernel")
+    return events

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu.job import Job
-from gpu.runner import SCRIPTS, Run, pack, run_stages
+from gpu.runner import BACK, SCRIPTS, Run, pack, run_stages
 from gpu.stages import CALLS, STAGES, Stage
 
 DESCRIPTION = """\
@@ -31,7 +31,7 @@ All that needs a GPU, for a machine that is there for a few minutes and keeps no
 Every stage is a process of its own with a time limit; the whole ends within --minutes. Each measurement is
 a line of OUTPUT/STAGE.jsonl as soon as it is made, and names card, versions and commit; what a stage printed
 is in OUTPUT/STAGE.log. What passed at this commit on this device is not done again. After every stage all
-files are packed into results.tgz, and each folder into one of its name. A summary is printed last. The exit
+files are packed into ARCHIVES/results.tgz, and large ones copied there. A summary is printed last. The exit
 code is 1 if something failed. Nothing needs to be installed: the packages are taken from this checkout.
 """
 
@@ -49,7 +49,11 @@ def parse(command: list[str] | None = None) -> argparse.Namespace:
         add = commands.add_parser(name, help=stages).add_argument
         add("--minutes", type=float, default=minutes, help="for all of it, a hard bound")
         add("--output", type=Path, help="for all files; default: runs/gpu, or runs/gpu-dry-run")
-        add("--archives", type=Path, help="folder for results.tgz and the like; default: OUTPUT")
+        add(
+            "--archives",
+            type=Path,
+            help="folder for what is to be brought back; default: OUTPUT/back",
+        )
         add("--cache", type=Path, help="an archive that `prepare` wrote, to be unpacked first")
         add("--commit", help="of the sources, where they are no git checkout")
         add("--only", action="append", choices=list(STAGES), help="this stage; repeatable")
@@ -93,7 +97,7 @@ def _run_all(flags: argparse.Namespace) -> int:
     if flags.cache is not None:
         _unpack(flags.cache)
     environment = _environment(flags)
-    archives = (flags.archives or output).resolve()
+    archives = (flags.archives or output / BACK).resolve()
     started = time.strftime("%Y%m%d-%H%M%S")
     run = Run(started, output, archives, end, environment, flags.dry_run)
     stages = [stage for stage in CALLS[flags.command] if stage.name in (flags.only or STAGES)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,9 @@ SCRIPTS = Path(__file__).resolve().parent.parent
 SOURCES = [str(SCRIPTS), str(SCRIPTS.parent), str(SCRIPTS.parent / "kernels")]
 LEAST_SECONDS = 12.0  # with less left, no process is started
 RESERVE = 4.0  # seconds kept for packing and the summary
+MOST_BYTES_PACKED = 6 * 2**20
 RECORDS = "stages.jsonl"
+BACK = "back"  # folder of archives in that of all files
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def run_stages(stages: Sequence[Stage], run: Run) -> list[Row]:
         record = run_stage(stage, run)
         records.append(record)
         with (run.output / RECORDS).open("a") as file:
-            file.write(json.dumps({**record, "environment": run.environment}) + "\n")
+            where = {"dry_run": run.dry_run, "environment": run.environment}
+            file.write(json.dumps(record | where) + "\n")
         pack(run.output, run.archives)
         print(f"{stage.name}: {record['status']} {record['reason']}"[:300], flush=True)
     return records
@@ -132,18 +136,18 @@ def judge(outcomes: dict[str, str], code: int | None) -> tuple[str, str]:
 
 
 def pack(output: Path, archives: Path) -> None:
-    """Packs the files of a folder into results.tgz, and each folder in it into one of its name."""
+    """Packs all files into results.tgz; large ones, which may not be packed small enough, are copied."""
     archives.mkdir(parents=True, exist_ok=True)
-    content = {
-        "results": [path for path in output.iterdir() if path.suffix != ".tgz" and path.is_file()]
-    }
-    content |= {path.name: [path] for path in output.iterdir() if path.is_dir()}
-    for name, paths in content.items():
-        unfinished = archives / f".{name}.unfinished"
-        with tarfile.open(unfinished, "w:gz") as archive:
-            for path in sorted(paths):
-                archive.add(path, arcname=path.name)
-        unfinished.replace(archives / f"{name}.tgz")
+    files = [path for path in sorted(output.rglob("*")) if path.is_file()]
+    unfinished = archives / "results.unfinished"
+    with tarfile.open(unfinished, "w:gz") as archive:
+        for path in (path for path in files if not {archives, output / BACK} & {*path.parents}):
+            name = path.relative_to(output).as_posix()
+            if path.stat().st_size <= MOST_BYTES_PACKED:
+                archive.add(path, arcname=name)
+            else:
+                shutil.copyfile(path, archives / name.replace("/", "-"))
+    unfinished.replace(archives / "results.tgz")
 
 
 def _command(stage: Stage, run: Run, end: float) -> list[str]:

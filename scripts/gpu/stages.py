@@ -27,20 +27,22 @@ class Stage:
 
 
 FIRST = (
-    Stage("smoke", 80),
-    Stage("tune", 100),
+    Stage("smoke", 60),
+    Stage("tune", 90),
+    Stage("kernels", 30),
+    Stage("unit_tests", 120),
+    Stage("counters", 60),
     Stage("times", 100),
-    Stage("kernels", 40),
-    Stage("unit_tests", 150),
-    Stage("counters", 100),
 )
 SECOND = (
-    Stage("times_again", 60, "times"),
+    Stage("smoke_again", 40, "smoke"),
+    Stage("times_again", 80, "times"),
     Stage("compile", 120),
-    Stage("baselines", 120),
-    Stage("flat", 40),
-    Stage("memcheck", 60),
-    Stage("slate", 60),
+    Stage("baselines", 90),
+    Stage("flat", 30),
+    Stage("slate", 50),
+    Stage("unit_tests_again", 90, "unit_tests"),
+    Stage("memcheck", 40),
     Stage("train", 600),
 )
 CALLS = {"first": FIRST, "second": SECOND}

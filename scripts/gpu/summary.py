@@ -149,12 +149,14 @@ def _counters(rows: Sequence[Row]) -> list[str]:
 
 
 def _slate(rows: Sequence[Row]) -> list[str]:
-    keys = ("case", "provider", "gradient", "step_ms_p50", "images_per_s", "peak_bytes", "speedup")
-    return [
-        "  ".join(f"{key} {row['result'][key]}" for key in keys if key in row["result"])
-        for row in rows
-        if "result" in row
-    ] + _left_out(rows)
+    lines = []
+    for result in (row["result"] for row in rows if "result" in row):
+        peak = f"{result['peak_bytes'] / 2**20:.0f} MiB" if result["peak_bytes"] else "-"
+        lines.append(
+            f"{result['case']:12} {result['provider']:10} {result['gradient']:9} "
+            f"{result['step_ms_p50']:8.2f} ms {result['images_per_s']:7.0f}/s {peak} {result['speedup']:.2f}x"
+        )
+    return lines + _left_out(rows)
 
 
 def _outcomes(rows: Sequence[Row]) -> list[str]:

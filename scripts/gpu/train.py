@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 from gpu.job import Job, Skip
 
-PROGRAM = Path(__file__).resolve().parent.parent / "compare_gradients.py"
+SECONDS_TO_WRITE = 10.0
 
 
 def main(job: Job) -> None:
-    """Runs the comparison, which keeps its own time and resumes its own files in OUTPUT/train."""
+    """Runs the comparison, which keeps its own time; its files go to OUTPUT/train."""
     job.each(["all"], lambda _: _train(job), most_s=job.seconds_left)
 
 
 def _train(job: Job) -> bool:
-    if not PROGRAM.exists():
-        raise Skip(f"scripts/{PROGRAM.name} is not there")
-    minutes = (job.seconds_left - 15) / 60
-    command = [sys.executable, str(PROGRAM), "--minutes", f"{minutes:.2f}"]
-    command += ["--output", str(job.output / "train"), *(["--tiny"] if job.dry_run else [])]
+    if importlib.util.find_spec("fastslots.comparison") is None:
+        raise Skip("fastslots.comparison is not there")
+    minutes = max(job.seconds_left - SECONDS_TO_WRITE, 1) / 60
+    command = [sys.executable, "-m", "fastslots", "compare", "--minutes", f"{minutes:.2f}"]
+    command += ["--device", job.device.type, "--output", str(job.output / "train")]
+    command += ["--tiny"] if job.dry_run else []
     return subprocess.run(command).returncode == 0
