@@ -159,6 +159,26 @@ def _slate(rows: Sequence[Row]) -> list[str]:
     return lines + _left_out(rows)
 
 
+def _tune(rows: Sequence[Row]) -> list[str]:
+    by_launch: dict[str, list[Row]] = {}
+    lines = []
+    for row in rows:
+        if row.get("kernel") and row["us_p50"]:
+            unit = f"{row['unit']} {row['kernel']} {row['what']}"
+            by_launch.setdefault(unit, []).append(row)
+        elif "starts" in row:
+            lines.append(f"{row['unit']}: started {row['starts']} {row['us_p50']:.1f} us")
+    for unit, found in by_launch.items():
+        best = sorted(found, key=lambda row: row["us_p50"])
+        shown = "; ".join(f"{r['us_p50']:.2f} {_short(r['options'])}" for r in best[:3])
+        lines.append(f"{unit[:60]:60} {shown}")
+    return lines
+
+
+def _short(options: Row) -> str:
+    return " ".join(str(value).replace(" ", "") for value in options.values())
+
+
 def _outcomes(rows: Sequence[Row]) -> list[str]:
     return [
         f"{row['unit']}: {row['outcome']} {row.get('reason', '')}"[:160]
@@ -171,6 +191,7 @@ Table = Callable[[Sequence[Row]], list[str]]
 # What matters most comes last, where a long output is cut last.
 TABLES: tuple[tuple[tuple[str, ...], str, Table], ...] = (
     (("counters",), "counters of launches with cold caches", _counters),
+    (("tune",), "fastest variants of each kernel, us", _tune),
     (("kernels",), "kernels of a training step, us in a step, launches x median", _kernels),
     (("slate",), "SLATE's training step", _slate),
     (
@@ -181,8 +202,8 @@ TABLES: tuple[tuple[tuple[str, ...], str, Table], ...] = (
     (("flat",), "T = 127 over T = 1", _flat),
     (("baselines",), "compiled baselines", _times),
     (("times",), "medians, forward and backward; speed-up over eager reference", _times),
-    (("times_again",), "the same with tuned tiles", _times),
-    (("unit_tests",), "GPU tests", _tests),
-    (("smoke",), "worst error over what rounding explains (at most 1)", _smoke),
+    (("times_again",), "medians, forward and backward; speed-up over eager reference", _times),
+    (("unit_tests", "unit_tests_again"), "GPU tests", _tests),
+    (("smoke", "smoke_again"), "worst error over what rounding explains (at most 1)", _smoke),
     (("tune", "compile", "train"), "other stages", _outcomes),
 )
