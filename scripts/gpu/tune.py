@@ -71,7 +71,7 @@ OPTIONS: dict[str, Sequence[dict[str, int]]] = {
     ],
     **{
         name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 1), (4, 2), (4, 3), (8, 2))]
-        for name in ("_mlp_gru_backward_kernel", "_sums_backward_kernel", "_keys_backward_kernel")
+        for name in ("_update_backward_kernel", "_gates_backward_kernel", "_keys_backward_kernel")
     },
     **{
         name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 2), (4, 4), (8, 3), (2, 3))]
