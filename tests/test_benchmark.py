@@ -38,6 +38,8 @@ from fastslots.benchmark.report import digits
 from fastslots.benchmark.timing import time_in_turns
 from fastslots_kernels.backends import ResolvedBackend
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = Case("tiny", 2, 10, 8, 3, 8, 8, iterations=(1, 2))
 REFERENCE, TORCH = (Provider(backend, "implicit") for backend in ("reference", "torch"))

@@ -84,8 +84,8 @@ def slate(
 ) -> None:
     """Measures SLATE's training step against SLATE in the form of its public code: time and memory.
 
-    A step is forward, backward, L∞ clipping and Adam; the model is the paper's. Writes OUTPUT/slate-steps.json,
-    anew after each image size and vocabulary, and a plot OUTPUT/slate-steps.png.
+    A step is forward, backward, L∞ clipping and Adam; the model is the paper's. Writes
+    OUTPUT/slate-steps.json, anew after each image size and vocabulary, and a plot OUTPUT/slate-steps.png.
     """
     where = choose_device(device)
     cases = step_cases(

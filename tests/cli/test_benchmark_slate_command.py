@@ -14,6 +14,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_writes_tables_a_json_file_and_a_plot(tmp_path):
     result = run(
         *TINY, "--image-size", "12", "--repeats", "3", "--time-limit", "0", "--output", tmp_path

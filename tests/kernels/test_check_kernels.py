@@ -106,6 +106,7 @@ def run_program(*command):
     )
 
 
+@pytest.mark.slow
 def test_a_spilling_kernel_is_named_and_fails(probe):
     run = probe(
         "check(configurations("
@@ -155,6 +156,7 @@ def test_launches_are_specialised_as_triton_does_at_run_time(probe):
     assert [[3], 128] in other[3]
 
 
+@pytest.mark.slow
 def test_script_compiles_a_workload_for_a_chip():
     run = run_program(SCRIPTS / "check_kernels", "--workload", "gradcheck", "--arch", "sm_80")
     assert run.returncode == 0, run.stderr
@@ -163,6 +165,7 @@ def test_script_compiles_a_workload_for_a_chip():
     assert {"sm_80"} == set(re.findall(r"sm_\d+", run.stdout))
 
 
+@pytest.mark.slow
 def test_every_kernel_is_compiled_for_every_chip(probe):
     run = probe("print(json.dumps([kernels(), recorded()]))")
     assert run.returncode == 0, run.stderr
