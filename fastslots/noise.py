@@ -17,9 +17,12 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from fastslots_kernels.fused import why_not_here
 
 # Where the numbers of rows, columns and draws begin.
 _ROWS, _COLUMNS, _DRAWS = 0, 1 << 29, 1 << 30
@@ -128,6 +131,9 @@ class Draw:
 
     def uniform(self, dtype: torch.dtype) -> Tensor:
         """Uniform on (0, 1), both ends excluded, ``[B, R, C]``."""
+        if dtype == torch.float32 and _fuses(self.rows):
+            table: Tensor = _tables().uniform_table(self.rows, self.columns)
+            return table
         numbers = self.bits().bitwise_and_((1 << _FRACTION_BITS) - 1).to(dtype)
         return numbers.add_(0.5).mul_(2.0**-_FRACTION_BITS)
 
@@ -141,7 +147,22 @@ class Draw:
 
     def drop(self, p: float) -> Tensor:
         """True with probability `p` (to within 2⁻³²), ``[B, R, C]`` bool."""
-        return self.bits() < round(p * 2**32) - 2**31
+        limit = round(p * 2**32) - 2**31
+        if _fuses(self.rows):
+            table: Tensor = _tables().drop_table(self.rows, self.columns, limit)
+            return table
+        return self.bits() < limit
+
+
+def _fuses(hashes: Tensor) -> bool:
+    """Whether one kernel makes a table: a compiler would rather see the arithmetic, and fuses it too."""
+    return hashes.is_cuda and not torch.compiler.is_compiling() and why_not_here() is None
+
+
+def _tables() -> ModuleType:
+    from fastslots_kernels.fused import tables  # noqa: PLC0415 - imports triton
+
+    return tables
 
 
 def _keyed_hash(x: Tensor, first: Tensor, second: Tensor) -> Tensor:

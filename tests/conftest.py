@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 def pytest_configure(config: pytest.Config) -> None:
     """All tests but those of the GPU run the kernels in Triton's interpreter, chosen when it is imported."""
     if config.getoption("markexpr") != "gpu":
-        os.environ.setdefault("TRITON_INTERPRET", "1")
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture

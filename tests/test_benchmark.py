@@ -38,6 +38,8 @@ from fastslots.benchmark.report import digits
 from fastslots.benchmark.timing import time_in_turns
 from fastslots_kernels.backends import ResolvedBackend
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = Case("tiny", 2, 10, 8, 3, 8, 8, iterations=(1, 2))
 REFERENCE, TORCH = (Provider(backend, "implicit") for backend in ("reference", "torch"))
@@ -123,26 +125,58 @@ def test_right_results_pass_the_check(dtype, gradient):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("wrong", ["slots", "attn", "gradient"])
+@pytest.mark.parametrize("wrong", ["slots", "attn"])
 def test_a_provider_with_wrong_results_is_left_out_and_the_others_are_timed(
     monkeypatch, dtype, wrong
 ):
-    right = calls.slot_attention
+    def perturbed(slots, attn):
+        return (slots * 1.001, attn) if wrong == "slots" else (slots, attn + 1e-3)
 
-    def perturbed(*args, backend, **options):
-        slots, attn, used = right(*args, backend=backend, **options)
-        if backend == "torch" and wrong == "gradient":
-            slots.register_hook(lambda grad: grad * 1.001)
-        elif backend == "torch":
-            slots, attn = (slots * 1.001, attn) if wrong == "slots" else (slots, attn + 1e-3)
-        return slots, attn, used
-
-    monkeypatch.setattr(calls, "slot_attention", perturbed)
-    case = dataclasses.replace(TINY, dtype=dtype)
-    measured = run_benchmark([case], [TORCH, REFERENCE], CPU, repeats=3)
+    measured = measured_with(monkeypatch, perturbed, dtype)
     assert {row.provider for row in measured.rows} == {"reference"}
     (entry,) = measured.wrong
     assert re.match(rf"torch \(implicit, 1 iterations, .*{wrong}.*at most", entry.reason)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_gradient_that_is_off_is_recorded_and_the_provider_timed(monkeypatch, dtype):
+    """Rounding may switch a hidden unit of the MLP: the time is as good as any."""
+
+    def perturbed(slots, attn):
+        slots.register_hook(lambda grad: grad * 1.001)
+        return slots, attn
+
+    measured = measured_with(monkeypatch, perturbed, dtype)
+    assert not measured.wrong
+    errors = {row.provider: row.gradient_error for row in measured.rows}
+    assert errors["reference"] <= 1 < errors["torch"]
+    (note,) = [line for line in markdown(measured).splitlines() if "gradient is off" in line]
+    assert re.match(r"- tiny, torch, implicit, T = 1: a gradient is off by \d+.* times", note)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_provider_with_a_gradient_that_is_not_finite_is_left_out(monkeypatch, bad):
+    def perturbed(slots, attn):
+        slots.register_hook(lambda grad: grad * bad)
+        return slots, attn
+
+    measured = measured_with(monkeypatch, perturbed, "float32")
+    assert {row.provider for row in measured.rows} == {"reference"}
+    (entry,) = measured.wrong
+    assert re.match(r"torch \(implicit, .*gradient of \w+ is not finite", entry.reason)
+
+
+def measured_with(monkeypatch, perturbed, dtype):
+    """Results where slots and attention of backend torch are perturbed, at 1 iteration."""
+    right = calls.slot_attention
+
+    def wrong(*args, backend, **options):
+        slots, attn, used = right(*args, backend=backend, **options)
+        return (*perturbed(slots, attn), used) if backend == "torch" else (slots, attn, used)
+
+    monkeypatch.setattr(calls, "slot_attention", wrong)
+    case = dataclasses.replace(TINY, dtype=dtype, iterations=(1,))
+    return run_benchmark([case], [TORCH, REFERENCE], CPU, repeats=3)
 
 
 class FakeCall:

@@ -33,6 +33,9 @@ from fastslots.benchmark.package import PACKAGE
 from fastslots.benchmark.precision import autocast, matmul_precision, products_dtype
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+pytestmark = pytest.mark.slow
+
 TINY = Case("tiny", 2, 10, 8, 3, 8, 8, iterations=(1, 2))
 NO_GRAD = [Provider(backend, "no-grad") for backend in ("reference", "torch")]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

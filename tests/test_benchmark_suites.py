@@ -23,6 +23,8 @@ from fastslots.benchmark import (
 )
 from fastslots.benchmark.providers import Provider
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 # Both ms of a training step and of a forward, as a GPU might have them, by provider.
 TRAINING = {

@@ -85,6 +85,7 @@ with lock_run(pathlib.Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_locked_against_other_processes_until_its_file_is_closed(tmp_path: Path) -> None:
     def try_elsewhere() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", _TRY, str(tmp_path)]

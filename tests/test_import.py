@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROBE = """
 import sys
 
@@ -23,6 +25,7 @@ print(sorted(name for name in fresh if name not in {"torch", "einops", "fastslot
 """
 
 
+@pytest.mark.slow
 def test_import_and_a_training_step_need_torch_and_einops_alone() -> None:
     run = subprocess.run(
         [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120, check=False

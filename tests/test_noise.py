@@ -144,6 +144,7 @@ def test_running_out_of_draws_is_said():
         noise.draw(1, 1)
 
 
+@pytest.mark.slow
 def test_compiled_numbers_are_the_same():
     def draw(k: Tensor) -> tuple[Tensor, Tensor]:
         noise = Noise(k)

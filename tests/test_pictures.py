@@ -240,6 +240,7 @@ def test_a_missing_pillow_names_the_extra(tmp_path, monkeypatch):
     assert slot_panels(*make_inputs()).shape[1] == 7
 
 
+@pytest.mark.slow
 def test_importing_the_modules_needs_neither_pillow_nor_torchvision():
     program = (
         "import sys; sys.modules.update(PIL=None, torchvision=None);"

@@ -30,6 +30,8 @@ from fastslots.benchmark.slate_step import CLIP, PartTimes
 from fastslots.slate import SLATEConfig
 from fastslots.slate.official import NAMES
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CONFIG = SLATEConfig(
     image_size=16,

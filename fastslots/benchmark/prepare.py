@@ -13,6 +13,7 @@ import torch
 from fastslots.benchmark.calls import (
     MOST_ITERATIONS_CHECKED,
     Call,
+    Check,
     IncorrectResultError,
     Problem,
     check_call,
@@ -34,7 +35,9 @@ class Prepared:
     """The calls of a case that can run, and what was left out."""
 
     calls: list[Call] = field(default_factory=list)
-    checks: dict[Provider, str] = field(default_factory=dict)  # how their results were checked
+    checks: dict[Call, Check] = field(
+        default_factory=dict
+    )  # of it, or of it after fewer iterations
     memory: dict[Call, MemoryUse] = field(default_factory=dict)  # of graphs: before their capture
     launches: dict[Provider, float | None] = field(default_factory=dict)  # kernels per iteration
     left_out: list[Skipped] = field(default_factory=list)
@@ -98,7 +101,7 @@ def _capture_and_check(
 ) -> None:
     """Leaves out what cannot be captured, and at all numbers of iterations what is wrong at one."""
     pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-    checked: set[tuple[Provider, int]] = set()
+    checked: dict[tuple[Provider, int], Check] = {}
     refused: set[Provider] = set()
     for call in list(prepared.calls):
         provider = call.provider
@@ -112,16 +115,13 @@ def _capture_and_check(
                 prepared.left_out.append(left_out_of(case, provider, reason, call.iterations))
                 continue
         try:
-            check = _check(call, checked)
+            prepared.checks[call] = _check(call, checked)
         except IncorrectResultError as error:
             refused.add(provider)
             prepared.left_out.append(replace(left_out_of(case, provider, str(error)), wrong=True))
         except torch.OutOfMemoryError as error:
             refused.add(provider)
             prepared.left_out.append(left_out_of(case, provider, out_of_memory(error)))
-        else:
-            if check is not None:
-                prepared.checks[provider] = check
         if call.graphs is not None:
             call.graphs.forget()
     prepared.calls = [call for call in prepared.calls if call.provider not in refused]
@@ -179,14 +179,14 @@ def _capture(call: Call, pool: object) -> str | None:
     return None
 
 
-def _check(call: Call, checked: set[tuple[Provider, int]]) -> str | None:
+def _check(call: Call, checked: dict[tuple[Provider, int], Check]) -> Check:
     """Checks a provider once at each number of iterations that rounding allows to be checked."""
     iterations = min(call.iterations, MOST_ITERATIONS_CHECKED)
-    if (call.provider, iterations) in checked:
-        return None
-    checked.add((call.provider, iterations))
-    same = iterations == call.iterations
-    return check_call(call if same else Call(call.provider, call.problem, iterations))
+    key = call.provider, iterations
+    if key not in checked:
+        same = iterations == call.iterations
+        checked[key] = check_call(call if same else Call(call.provider, call.problem, iterations))
+    return checked[key]
 
 
 def out_of_memory(error: Exception) -> str:

@@ -68,8 +68,9 @@ def markdown(results: Results, iterations: Sequence[int] | None = None) -> str:
         if shown:
             body = markdown_table(*_headings_and_cells(rows, shown), num_left=2)
             parts.append(f"**{case_title(rows[0])}**\n\n{body}")
-    if results.skipped:
-        parts.append("\n".join(f"- {line}" for line in skipped_lines(results.skipped)))
+    notes = [*skipped_lines(results.skipped), *gradient_lines(results.rows)]
+    if notes:
+        parts.append("\n".join(f"- {line}" for line in notes))
     return "\n\n".join([*parts, legend(results), environment_line(results)])
 
 
@@ -125,6 +126,16 @@ def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
     return [
         what + (f", T = {', '.join(counts)}" if counts else "") + f" not measured: {reason}"
         for (what, reason), counts in iterations.items()
+    ]
+
+
+def gradient_lines(rows: Iterable[Row]) -> list[str]:
+    """One line for each row whose gradients are further off than rounding explains."""
+    return [
+        f"{row.case}, {row.provider}, {row.gradient}, T = {row.iterations}: a gradient is off by "
+        f"{digits(row.gradient_error)} times what rounding explains"
+        for row in rows
+        if row.gradient_error is not None and row.gradient_error > 1
     ]
 
 

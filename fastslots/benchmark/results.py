@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from fastslots.benchmark.bandwidth import gb_s
-from fastslots.benchmark.calls import BY_ORACLE, Call
+from fastslots.benchmark.calls import BY_ORACLE, Call, Check
 from fastslots.benchmark.cases import Case
 from fastslots.benchmark.memory import MemoryUse
 from fastslots.benchmark.results_file import ResultsFile, quantile
@@ -20,7 +20,7 @@ class Measured(NamedTuple):
     times: Sequence[Times]
     reference: Sequence[Times] | None  # of the eager reference, same gradient and iterations
     memory: MemoryUse | None
-    check: str
+    check: Check
     launches_per_iteration: float | None
     least_bytes: int
     copy_gb_s: float | None
@@ -36,8 +36,9 @@ class Row:
     None where the allocator does not say. ``speedup`` is the median over rounds of the time of reference
     in eager mode, same gradient and iterations, divided by this one's, forward and backward; None without
     such a reference. ``precision`` is that of products (see `cases.PRECISIONS`), ``check`` how results were
-    checked. ``forward_gb_s`` is `bandwidth.least_bytes` over the forward's median, ``copy_gb_s`` the
-    device's bandwidth of a copy, ``joules`` the energy of forward and backward.
+    checked, ``gradient_error`` the worst error of a gradient over what rounding explains, at that number of
+    iterations or at 3 if it is greater. ``forward_gb_s`` is `bandwidth.least_bytes` over the forward's
+    median, ``copy_gb_s`` the device's bandwidth of a copy, ``joules`` the energy of forward and backward.
     """
 
     case: str
@@ -76,6 +77,7 @@ class Row:
     forward_gb_s: float | None = None
     copy_gb_s: float | None = None
     joules: float | None = None
+    gradient_error: float | None = None
 
     @classmethod
     def of(cls, case: Case, call: Call, measured: Measured) -> Row:
@@ -113,7 +115,8 @@ class Row:
             peak_bytes=memory and memory.peak_bytes,
             precision=case.precision,
             graphed=provider.graphed,
-            check=measured.check,
+            check=measured.check.how,
+            gradient_error=measured.check.gradient_error,
             launches_per_iteration=measured.launches_per_iteration,
             forward_gb_s=gb_s(measured.least_bytes, quantiles["forward_ms_p50"]),
             copy_gb_s=measured.copy_gb_s,

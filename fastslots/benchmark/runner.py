@@ -115,7 +115,7 @@ def _rows(
                 times=series,
                 reference=usual.get((call.provider.gradient, call.iterations)),
                 memory=prepared.memory[call],
-                check=prepared.checks[call.provider],
+                check=prepared.checks[call],
                 launches_per_iteration=prepared.launches[call.provider],
                 least_bytes=least_bytes(case, call.provider, call.iterations),
                 copy_gb_s=copies,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -35,6 +35,7 @@ def run_step_benchmark(
     time_limit_s: float = 30.0,
     compile_limit_s: float = math.inf,
     progress: Progress = lambda _: None,
+    keep: Callable[[StepResults], object] = lambda _: None,
 ) -> StepResults:
     """Measures training steps, all providers of a case in turns.
 
@@ -50,6 +51,7 @@ def run_step_benchmark(
         compile_limit_s: Per case, compile nothing that would take compilation beyond this many seconds,
             judging by what came before. The first one, which also loads the compiler, does not count.
         progress: Called with what is done next.
+        keep: Called after each case with all results so far.
 
     Raises:
         IncorrectResultError: If fastslots and the public form differ.
@@ -59,6 +61,7 @@ def run_step_benchmark(
     for gradient in sorted({p.gradient for p in providers if p.implementation == "fastslots"}):
         progress(f"checking fastslots, {gradient}")
         check_against_public(gradient, device)
+    environment = describe_environment(device)
     rows: list[StepRow] = []
     skipped: list[Skipped] = []
     for case in cases:
@@ -68,8 +71,9 @@ def run_step_benchmark(
         progress(f"timing {case.name}")
         rows += _rows(_measure_all(memory, repeats, time_limit_s))
         skipped += left_out
+        keep(StepResults(environment, rows, skipped))
         memory.clear()  # models and graphs, before those of the next case
-    return StepResults(describe_environment(device), rows, skipped)
+    return StepResults(environment, rows, skipped)
 
 
 def _prepare_all(

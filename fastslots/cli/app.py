@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from fastslots.cli.benchmark import app as benchmark
+from fastslots.cli.compare import compare
 from fastslots.cli.evaluate import evaluate
 from fastslots.cli.reconstruct import reconstruct
 from fastslots.cli.train import train
@@ -19,4 +20,5 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(reconstruct)
+app.command()(compare)
 app.add_typer(benchmark, name="benchmark")

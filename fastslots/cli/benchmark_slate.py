@@ -85,7 +85,7 @@ def slate(
     """Measures SLATE's training step against SLATE in the form of its public code: time and memory.
 
     A step is forward, backward, L∞ clipping and Adam; the model is the paper's. Writes
-    OUTPUT/slate-steps.json and a plot OUTPUT/slate-steps.png.
+    OUTPUT/slate-steps.json, anew after each image size and vocabulary, and a plot OUTPUT/slate-steps.png.
     """
     where = choose_device(device)
     cases = step_cases(
@@ -107,13 +107,13 @@ def slate(
             time_limit_s=time_limit,
             compile_limit_s=math.inf if compile_limit is None else compile_limit,
             progress=status.update,
+            keep=lambda results: results.save(output / f"{NAME}.json"),
         )
     show_results(
         step_markdown(results),
         step_tables(results),
         [*skipped_lines(results.skipped), LEGEND, environment_line(results)],
     )
-    results.save(output / f"{NAME}.json")
     typer.echo(f"wrote {output / NAME}.json")
     if results.rows:
         plot_steps(results, output / f"{NAME}.png")

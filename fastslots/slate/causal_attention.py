@@ -60,8 +60,8 @@ class _CausalAttention(torch.autograd.Function):
         q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
         output = torch.empty_like(q)
         for part in _parts(q, Draw(rows, columns), dropout):
-            _, kept = part.attention(q, k)
-            part.queries(output).copy_(kept.to(dtype) @ part.keys(v))
+            attn = torch.softmax(part.logits(q, k), dim=-1)  # rounded at its end alone
+            part.queries(output).copy_(attn.masked_fill_(part.dropped(), 0) @ part.keys(v))
         output.mul_(1 / (1 - dropout))
         ctx.save_for_backward(q, k, v, output, rows, columns)
         ctx.dropout = dropout
@@ -75,16 +75,18 @@ class _CausalAttention(torch.autograd.Function):
         # Of each query: the mean of the attention's gradient under the attention.
         mean = (grad.to(_wide(q)) * output).sum(-1, keepdim=True)
         grad = (grad * (1 / (1 - ctx.dropout))).to(q.dtype)
+        scale = q.shape[-1] ** -0.5
         for part in _parts(q, Draw(rows, columns), ctx.dropout):
-            attn, kept = part.attention(q, k)
+            attn = torch.softmax(part.logits(q, k), dim=-1, dtype=_wide(q))
+            kept = attn.masked_fill(part.dropped(), 0)
             grad_part = part.queries(grad)
             part.keys(grad_v).add_(kept.to(q.dtype).transpose(-1, -2) @ grad_part)
             # attn * (keep * grad_attn - mean), where kept = attn * keep
-            grad_attn = (grad_part @ part.keys(v).transpose(-1, -2)).to(attn.dtype)
-            grad_logits = kept.mul_(grad_attn).sub_(attn.mul_(part.queries(mean)))
-            grad_logits = grad_logits.mul_(q.shape[-1] ** -0.5).to(q.dtype)
+            kept.mul_(grad_part @ part.keys(v).transpose(-1, -2))
+            grad_logits = kept.addcmul_(attn, part.queries(mean), value=-1).to(q.dtype)
             part.queries(grad_q).copy_(grad_logits @ part.keys(k))
             part.keys(grad_k).add_(grad_logits.transpose(-1, -2) @ part.queries(q))
+        grad_q, grad_k = grad_q.mul_(scale), grad_k.mul_(scale)
         return grad_q, grad_k, grad_v, None, None, None, None
 
 
@@ -94,6 +96,7 @@ class _Queries(NamedTuple):
     part: Part
     draw: Draw
     dropout: float
+    num_heads: int
 
     def queries(self, x: Tensor) -> Tensor:
         """Their entries of ``[B, H, N, D]``, a view."""
@@ -103,25 +106,29 @@ class _Queries(NamedTuple):
         """The entries of ``[B, H, N, D]`` that they may read, a view."""
         return self.part.samples_of(x)[:, :, : self.part.last_row]
 
-    def attention(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """The attention ``[b, H, n, m]``, and what dropout keeps of it."""
+    def logits(self, q: Tensor, k: Tensor) -> Tensor:
+        """``[b, H, n, m]``, -inf where a query must not look; dtype of `q`."""
         queries, keys = self.queries(q), self.keys(k)
-        num_heads, num_queries = queries.shape[1:3]
-        logits = (queries * q.shape[-1] ** -0.5 @ keys.transpose(-1, -2)).to(_wide(q))
-        future = torch.full((num_queries, num_queries), float("-inf"), device=q.device).triu(1)
+        num_queries = queries.shape[2]
+        logits: Tensor = queries * q.shape[-1] ** -0.5 @ keys.transpose(-1, -2)
+        future = torch.full(
+            (num_queries, num_queries), float("-inf"), dtype=q.dtype, device=q.device
+        ).triu(1)
         logits[..., self.part.first_row :].add_(future)
-        attn = torch.softmax(logits, dim=-1)
-        rows = self.draw.rows.view(len(q), num_heads, -1, 1)
+        return logits
+
+    def dropped(self) -> Tensor:
+        """Which of them dropout takes away, ``[b, H, n, m]`` bool."""
+        rows = self.draw.rows.view(len(self.draw.rows), self.num_heads, -1, 1)
         columns = self.part.samples_of(self.draw.columns)[:, None, :, : self.part.last_row]
-        dropped = Draw(self.queries(rows), columns).drop(self.dropout)
-        return attn, attn.masked_fill(dropped, 0)
+        return Draw(self.queries(rows), columns).drop(self.dropout)
 
 
 def _parts(q: Tensor, draw: Draw, dropout: float) -> Iterator[_Queries]:
     batch_size, num_heads, length, _ = q.shape
     tables = 4  # as large as the attention, that are there at a time
     for part in parts(batch_size, length, tables * num_heads * length, q.device):
-        yield _Queries(part, draw, dropout)
+        yield _Queries(part, draw, dropout, num_heads)
 
 
 def _wide(x: Tensor) -> torch.dtype:

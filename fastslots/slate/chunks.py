@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Entries of a part. On a CPU a part stays in the caches, which is also what makes it fast. A GPU needs
-# parts that fill it. A compiler writes out every part's code, but needs few tables at a time.
+# Entries of a part. On a CPU a part stays in the caches, which is also what makes it fast. On a GPU a part
+# costs dozens of launches, which smaller tables would not outlast; a compiler writes out every part's code.
 _CPU_ENTRIES = 2**20
-_GPU_ENTRIES = 2**24
-_COMPILED_ENTRIES = 2**26
+_GPU_ENTRIES = 2**26
 
 
 class Part(NamedTuple):
@@ -44,9 +43,8 @@ def parts(batch_size: int, num_rows: int, num_columns: int, device: torch.device
     Yields:
         Several whole samples, or rows of one.
     """
-    entries = _CPU_ENTRIES if device.type == "cpu" else _GPU_ENTRIES
-    if torch.compiler.is_compiling():
-        entries = _COMPILED_ENTRIES
+    on_cpu = device.type == "cpu" and not torch.compiler.is_compiling()
+    entries = _CPU_ENTRIES if on_cpu else _GPU_ENTRIES
     rows = max(1, entries // max(1, num_columns))
     if rows >= num_rows:
         samples = rows // max(1, num_rows)

@@ -104,12 +104,12 @@ class _Decoder(nn.Sequential):
         *layers, shuffle, output = self
         for layer in layers:
             x = layer(x)
-        b, _, h, w = x.shape
         conv = cast(nn.Conv2d, output)
-        # The shuffle reads its channels as (64, 2, 2): a product over the first of these.
-        weight = conv.weight[:, :, 0, 0].expand(b, -1, -1)
-        pixels = torch.bmm(weight, x.reshape(b, _WIDTH, 4 * h * w))
-        image: Tensor = shuffle(pixels.view(b, 4 * conv.out_channels, h, w))
+        # The shuffle reads its channels as (64, 2, 2): a product over the first of these, said as a
+        # convolution, since a view to these would need to know the memory format.
+        same = torch.eye(4, dtype=conv.weight.dtype, device=conv.weight.device)
+        weight = torch.kron(conv.weight[:, :, 0, 0], same)
+        image: Tensor = shuffle(F.conv2d(x, weight[:, :, None, None]))
         return image + cast(Tensor, conv.bias).view(-1, 1, 1)
 
 

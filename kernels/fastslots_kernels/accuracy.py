@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -24,6 +25,13 @@ class Comparison(NamedTuple):
     def ok(self) -> bool:
         """Whether the error is within the bound; NaN is not."""
         return self.error <= self.bound
+
+    @property
+    def share(self) -> float:
+        """The error over the bound: at most 1 if it is ok; infinite where nothing may be off."""
+        if self.bound:
+            return self.error / self.bound
+        return math.inf if self.error else 0.0
 
 
 def compare(

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from gpu.job import Job, Skip
 from kernel_workloads import PRECISIONS, WORKLOADS, Workload, record
 
 from fastslots_kernels.fused import forward, plans
 from fastslots_kernels.fused.launch import Launch, compiler_options
 from fastslots_kernels.fused.plans import Plan
 from fastslots_kernels.fused.sizes import Sizes, padded
+from gpu.job import Job, Skip
 
 SHAPES = ("slate128", "clevr", "slate64", "dinosaur", "dinosaur24")
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -61,13 +61,17 @@ OPTIONS: dict[str, Sequence[dict[str, int]]] = {
             (8, 32, 64, 4),
         )
     ],
+    "_mlp_kernel": [
+        {"num_warps": w, "ROW_CHUNK": c, "STAGES": s}
+        for w, c, s in ((4, 32, 3), (4, 64, 2), (8, 64, 2), (4, 32, 2))
+    ],
     "_update_kernel": [
         {"num_warps": w, "ROW_CHUNK": c, "STAGES": s}
         for w, c, s in ((4, 32, 3), (4, 64, 2), (8, 64, 2), (8, 32, 2), (8, 16, 4), (4, 16, 4))
     ],
     **{
         name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 1), (4, 2), (4, 3), (8, 2))]
-        for name in ("_mlp_gru_backward_kernel", "_sums_backward_kernel", "_keys_backward_kernel")
+        for name in ("_update_backward_kernel", "_gates_backward_kernel", "_keys_backward_kernel")
     },
     **{
         name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 2), (4, 4), (8, 3), (2, 3))]
@@ -90,13 +94,29 @@ def main(job: Job) -> None:
     if job.dry_run:
         raise Skip("there are no tiles to choose on a CPU")
     job.each(SHAPES, lambda shape: _tune(job, shape), most_s=90.0)
+    units = [f"{shape} dependent" for shape in SHAPES]
+    job.each(units, lambda unit: _compare_dependent(job, unit), most_s=20.0)
 
 
 def all_launches(shapes: Sequence[str] = SHAPES) -> Iterator[Launch]:
     """What `main` compiles, on tensors without memory."""
     for shape in shapes:
+        yield from map(_independent, record(WORKLOADS[shape], PRECISIONS[PRECISION], CHIP))
         for variant in variants(WORKLOADS[shape], "meta"):
             yield from variant.launches
+
+
+def _compare_dependent(job: Job, unit: str) -> None:
+    """All launches of a training step, one after the other: started early, or after the one before ended."""
+    launches = record(WORKLOADS[unit.split()[0]], PRECISIONS[PRECISION], CHIP, str(job.device))
+    for name, chosen in (("early", launches), ("after", list(map(_independent, launches)))):
+        for one in chosen:
+            run(one)
+        job.row(unit, starts=name, launches=len(chosen), us_p50=replay_us(chosen, 20))
+
+
+def _independent(one: Launch) -> Launch:
+    return one._replace(constants={**one.constants, "DEPENDENT": False})
 
 
 def _tune(job: Job, shape: str) -> None:
@@ -203,16 +223,17 @@ def run(one: Launch) -> None:
 def time_us(one: Launch) -> float:
     """Of one launch, in a row of its own kind within a CUDA graph; median of some replays."""
     run(one)
-    torch.cuda.synchronize()
-    once = _replay_us(one, 3, 1)
+    once = replay_us([one], 3)
     count = max(3, min(60, int(LEAST_US / max(once, 1.0))))
-    return _replay_us(one, count, ROUNDS)
+    return replay_us([one] * count, ROUNDS) / count
 
 
-def _replay_us(one: Launch, count: int, rounds: int) -> float:
+def replay_us(launches: Sequence[Launch], rounds: int) -> float:
+    """Of a CUDA graph of launches; median."""
     graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
     with torch.cuda.graph(graph):
-        for _ in range(count):
+        for one in launches:
             run(one)
     graph.replay()
     found = []
@@ -222,5 +243,5 @@ def _replay_us(one: Launch, count: int, rounds: int) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-        found.append(1e3 * start.elapsed_time(end) / count)
+        found.append(1e3 * start.elapsed_time(end))
     return median(found)

@@ -15,6 +15,7 @@ def run(*arguments):
     return CliRunner().invoke(app, list(arguments))
 
 
+@pytest.mark.slow
 def test_writes_a_table_a_json_file_and_a_plot(tmp_path):
     result = run(
         *TINY, "--iterations", "1,3", "--repeats", "3", "--no-compile", "--output", str(tmp_path)
@@ -52,6 +53,7 @@ def test_measures_forwards_alone_in_a_precision_without_a_plot(tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_suite_writes_a_file_per_part_and_skips_it_afterwards(tmp_path):
     part = "flat-clevr-bf16"
     arguments = ("suite", part, "--tiny", "--device", "cpu", "--output", str(tmp_path))

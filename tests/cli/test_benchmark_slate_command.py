@@ -3,6 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from fastslots.benchmark import slate_runner
 from fastslots.cli import benchmark_slate as command
 from fastslots.cli.benchmark import app
 
@@ -13,6 +14,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_writes_tables_a_json_file_and_a_plot(tmp_path):
     result = run(
         *TINY, "--image-size", "12", "--repeats", "3", "--time-limit", "0", "--output", tmp_path
@@ -68,6 +70,22 @@ def test_rejects(tmp_path, arguments, message):
     assert isinstance(result.exception, ValueError)
     with pytest.raises(ValueError, match=message):
         raise result.exception
+
+
+def test_what_was_measured_is_on_the_disk_before_the_next_size(tmp_path, monkeypatch):
+    def fail(case, *_):
+        if case.config.image_size == 12:
+            raise KeyboardInterrupt
+        return prepare(case, *_)
+
+    prepare = slate_runner._prepare_all
+    monkeypatch.setattr(slate_runner, "_prepare_all", fail)
+    result = run(
+        *TINY, "--image-size", "12", "--repeats", "3", "--time-limit", "0", "--output", tmp_path
+    )
+    assert result.exit_code != 0
+    content = json.loads((tmp_path / "slate-steps.json").read_text())
+    assert [row["image_size"] for row in content["rows"]] == [8, 8, 8]
 
 
 def test_flags_before_the_name_are_an_error_not_ignored(tmp_path):

@@ -252,6 +252,7 @@ def test_every_flag_is_explained_in_the_help(fastslots: Command) -> None:
     assert "torchrun --nproc-per-node" in result.out
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_a_program() -> None:
     command = [sys.executable, "-m", "fastslots", "--help"]
     environment = os.environ | {"COLUMNS": "200"}

@@ -63,6 +63,7 @@ def test_an_image_is_the_same_bits_in_any_batch_and_order(samples):
         assert torch.equal(together.objects.rotation[row], alone.objects.rotation[0])
 
 
+@pytest.mark.slow
 def test_an_image_is_the_same_bits_with_any_number_of_threads():
     threads = torch.get_num_threads()
     try:
@@ -432,6 +433,7 @@ def _fill(folder, indices):
     Scenes(8, cache=folder, **SMALL).batch(indices)
 
 
+@pytest.mark.slow
 def test_processes_fill_a_cache_together(tmp_path):
     context = multiprocessing.get_context("spawn")
     shares = ([0, 1, 2, 3, 4], [7, 6, 5, 4, 3])

@@ -49,6 +49,7 @@ def test_outputs_and_gradients_equal_the_reference_in_float64(case: Case, backen
     assert_equal_in_float64(run(problem, backend), run(problem, "reference"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=15, deadline=None)
 @given(
@@ -128,6 +129,7 @@ def _call(problem: Problem, backend: str, **options: Any) -> Any:
     return function, tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "case",
@@ -145,6 +147,7 @@ def test_gradcheck_passes_through_unrolled_steps(case: Case, backend: str) -> No
     assert torch.autograd.gradcheck(function, (inputs, slots, *tensors), fast_mode=interpreted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_passes_through_the_implicit_step_with_a_mask(backend: str) -> None:
     problem = make_problem(Case(b=1, n=3, c=2, d=2, k=2, m=2, masked=True), seed=1)
@@ -252,6 +255,7 @@ def test_autocast_error_is_within_twice_the_eager_error(backend: str, dtype: tor
     assert_within_budget(actual, eager, oracle, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
 def test_compiles_as_one_graph(gradient: str, backend: str) -> None:

@@ -23,19 +23,19 @@ from fastslots_kernels import fused
 from fastslots_kernels.fused.launch import launch, record_launches
 
 @triton.jit
-def plain(x_ptr, y_ptr, size, SIZE: tl.constexpr, FLAG: tl.constexpr):
+def plain(x_ptr, y_ptr, size, SIZE: tl.constexpr, FLAG: tl.constexpr, DEPENDENT: tl.constexpr):
     columns = tl.arange(0, SIZE)
     x = tl.load(x_ptr + columns, mask=columns < size, other=0.0)
     tl.store(y_ptr + columns, x * 2, mask=columns < size)
 
 @triton.jit
-def spilling(x_ptr, y_ptr, size, SIZE: tl.constexpr):
+def spilling(x_ptr, y_ptr, size, SIZE: tl.constexpr, DEPENDENT: tl.constexpr):
     columns = tl.arange(0, SIZE)
     x = tl.load(x_ptr + columns)
     tl.store(y_ptr + columns, x / tl.sum(x))
 
 @triton.jit
-def wrong(x_ptr, y_ptr, size, SIZE: tl.constexpr):
+def wrong(x_ptr, y_ptr, size, SIZE: tl.constexpr, DEPENDENT: tl.constexpr):
     tl.store(y_ptr + tl.arange(0, SIZE), size)
 
 def tensor(offset=0, dtype=torch.float32):
@@ -106,6 +106,7 @@ def run_program(*command):
     )
 
 
+@pytest.mark.slow
 def test_a_spilling_kernel_is_named_and_fails(probe):
     run = probe(
         "check(configurations("
@@ -133,16 +134,17 @@ def test_launches_are_specialised_as_triton_does_at_run_time(probe):
     )
     assert run.returncode == 0, run.stderr
     aligned, same, unaligned, one, long, offset, bf16, other = json.loads(run.stdout)
-    module, kernel, signature, constants, attributes, warps = aligned
-    assert (module, kernel, warps) == ("__main__", "plain", 1)
+    module, kernel, signature, constants, attributes, warps, dependent = aligned
+    assert (module, kernel, warps, dependent) == ("__main__", "plain", 1, False)
     assert dict(signature) == {
         "x_ptr": "*fp32",
         "y_ptr": "*fp32",
         "size": "i32",
         "SIZE": "constexpr",
         "FLAG": "constexpr",
+        "DEPENDENT": "constexpr",
     }
-    assert constants == [[[3], 64], [[4], True]]
+    assert constants == [[[3], 64], [[4], True], [[5], False]]
     assert attributes == [[[i], [["tt.divisibility", 16]]] for i in range(3)]
     assert same == aligned
     assert [where for where, _ in unaligned[4]] == [[0], [1]]
@@ -154,6 +156,7 @@ def test_launches_are_specialised_as_triton_does_at_run_time(probe):
     assert [[3], 128] in other[3]
 
 
+@pytest.mark.slow
 def test_script_compiles_a_workload_for_a_chip():
     run = run_program(SCRIPTS / "check_kernels", "--workload", "gradcheck", "--arch", "sm_80")
     assert run.returncode == 0, run.stderr
@@ -162,6 +165,7 @@ def test_script_compiles_a_workload_for_a_chip():
     assert {"sm_80"} == set(re.findall(r"sm_\d+", run.stdout))
 
 
+@pytest.mark.slow
 def test_every_kernel_is_compiled_for_every_chip(probe):
     run = probe("print(json.dumps([kernels(), recorded()]))")
     assert run.returncode == 0, run.stderr

@@ -173,6 +173,7 @@ def kept_bytes(module: SlotAttention, inputs: Tensor, slots: Tensor, num_iterati
     return memory_use(forward, lambda outputs: None, CPU).kept_bytes
 
 
+@pytest.mark.slow
 def test_an_implicit_step_keeps_little_and_the_same_for_any_number_of_iterations() -> None:
     module = SlotAttention(1, 12, 192, 192, 192, backend="triton")
     inputs, slots = torch.randn(1, 1024, 192, requires_grad=True), torch.randn(1, 12, 192)
@@ -196,6 +197,7 @@ def test_folded_weights_are_kept_where_the_inputs_are_large(num_inputs: int, kep
     assert sum(matrix.data_ptr() in saved for matrix in step[5][:5]) == kept
 
 
+@pytest.mark.slow
 def test_an_unrolled_step_keeps_the_slots_alone() -> None:
     module = SlotAttention(1, 5, 12, 8, 8, gradient="unrolled", backend="triton")
     inputs, slots = torch.randn(1, 9, 12, requires_grad=True), torch.randn(1, 5, 8)

@@ -14,7 +14,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from fastslots_kernels import SlotAttentionWeights
-from fastslots_kernels.fused import update
+from fastslots_kernels.fused import plans, update
 from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import record_launches
 from fastslots_kernels.fused.products import fold
@@ -192,11 +192,14 @@ def assert_close(
         )
 
 
-@pytest.fixture(params=[1, 2], ids=["one-launch", "two-launches"])
+@pytest.fixture(params=[1, 2, 3], ids=["one-launch", "two-launches", "three-launches"])
 def num_launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Either form of the update, whatever the bytes of the weights."""
+    """Every form of the update, whatever the bytes of the weights."""
     number: int = request.param
     monkeypatch.setattr(update, "_SMALL_WEIGHTS", 1 << 30 if number == 1 else 0)
+    if number == 3:  # one part of a small MLP, several of a large one
+        monkeypatch.setattr(plans, "_LARGE_MLP", 0)
+        monkeypatch.setattr(plans, "_HIDDEN_OF_A_PART", 32)
     return number
 
 
@@ -272,10 +275,15 @@ def test_nan_stays_within_its_image_and_is_not_taken_for_an_empty_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "expected"), [(64, ["_update_kernel"]), (192, ["_gru_kernel", "_update_kernel"])]
+    ("width", "mlp_size", "expected"),
+    [
+        (64, 64, ["_update_kernel"]),
+        (192, 192, ["_gru_kernel", "_update_kernel"]),
+        (256, 1024, ["_gru_kernel", "_mlp_kernel", "_update_kernel"]),
+    ],
 )
-def test_only_small_weights_take_one_launch(width: int, expected: list[str]) -> None:
-    sizes = Sizes(2, 9, width, 4, width, 1, width)
+def test_larger_weights_take_more_launches(width: int, mlp_size: int, expected: list[str]) -> None:
+    sizes = Sizes(2, 9, width, 4, width, 1, mlp_size)
     p = make_problem(sizes, 1, torch.float16)
     with record_launches() as launches:
         run_update(p)

@@ -43,6 +43,7 @@ def scaled_gradient(module, monkeypatch, backends):
     monkeypatch.setattr(module, "slot_attention", wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_script_prints_a_row_per_output_and_per_gradient_and_exits_with_0(backend):
     paths = [SCRIPTS.parent, SCRIPTS.parent / "kernels"]
@@ -82,6 +83,7 @@ def test_torch_backend_passes(program, options, capsys):
     assert "FAILS" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

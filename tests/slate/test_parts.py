@@ -187,6 +187,7 @@ def test_attention_in_parts_equals_attention_at_once(entries):
     assert_equal(gradients(actual, inputs), gradients(expected, inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", [3 * N * 8], indirect=True)
 def test_gradients_of_attention_pass_gradcheck(entries):
     inputs = tensors(*[(B, 2, N, D)] * 3)

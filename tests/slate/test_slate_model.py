@@ -151,6 +151,7 @@ def test_token_cross_entropy_is_the_forward_s():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
 def test_training_step_compiles_into_one_graph_with_the_same_gradients(gradient, hard):

@@ -29,6 +29,7 @@ def one_line(ended: forked.Ended) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_vanishes_is_named_and_not_made_anew(
     tmp_path: Path, images: Path
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_run_folder_that_vanishes_before_a_checkpoint_or_picture_is_not_made_a
     assert not folder.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_folder_that_vanishes_is_named(tmp_path: Path, images: Path, workers: int) -> None:
     folder = tmp_path / "run"
@@ -94,6 +96,7 @@ def test_a_signal_ends_the_command_after_a_checkpoint(
     assert "Traceback" not in ended.said
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_at_that_step(tmp_path: Path, images: Path) -> None:
     folder = tmp_path / "run"
     recipe = (*TINY_FLAGS, "--batch-size", 4, "--steps", 3, "--validate-every", 3)

@@ -11,6 +11,8 @@ from tests.training import forked, full_disk
 from tests.training.runs import rows
 from tests.training.tiny import TINY_FLAGS
 
+pytestmark = pytest.mark.slow
+
 RECIPE = ("--steps", 6, "--batch-size", 4, "--log-every", 1, "--validate-every", 2)
 
 

@@ -45,6 +45,7 @@ def kill_somewhere(command: forked.Command, run: Path, chance: random.Random) ->
     return process.exitcode == -9
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 + 20 * KILLS)
 def test_killed_runs_lose_nothing(tmp_path: Path, images: Path) -> None:
     arguments = ("--data", images, *RECIPE, *TINY_FLAGS)

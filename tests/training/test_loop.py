@@ -37,6 +37,7 @@ def test_a_run_leaves_metrics_pictures_and_checkpoints(tmp_path: Path) -> None:
     assert set(loaded.state_dict()) == set(tiny_model().state_dict())
 
 
+@pytest.mark.slow
 def test_training_lowers_the_losses(tmp_path: Path) -> None:
     recipe = tiny_recipe(
         steps=150, warmup_steps=1, lr_main=3e-3, lr_dvae=3e-3, log_every=10, validate_every=150

@@ -58,6 +58,7 @@ def assert_equal_rows(run: Path, whole: Path, steps: int) -> None:
             assert one == pytest.approx(other, rel=bound), one["step"]
 
 
+@pytest.mark.slow
 def test_two_processes_or_micro_batches_give_the_losses_of_one_and_agree_when_to_stop(
     tmp_path: Path, images: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_two_processes_or_micro_batches_give_the_losses_of_one_and_agree_when_to
     assert json.loads((run / "config.json").read_text())["recipe"]["accumulation"] == 2
 
 
+@pytest.mark.slow
 def test_accelerate_launches_a_run(tmp_path: Path, images: Path) -> None:
     arguments = ("--data", images, *TINY_FLAGS, "--batch-size", 4, "--output", "run")
     with launched(ACCELERATE, "train", *arguments, "--steps", 2, folder=tmp_path) as process:

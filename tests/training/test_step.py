@@ -128,6 +128,7 @@ def _compiled_without_inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_compiled_without_inductor")
 @pytest.mark.parametrize(("precision", "accumulation"), [("float32", 1), ("bf16", 2)])
 def test_a_compiled_run_equals_an_eager_one_and_compiles_once(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def _why_not_gpu(index: int) -> str | None:
         return "TRITON_INTERPRET=1 is set, for CPU tensors"
     if torch.version.hip is not None:
         return "they need an NVIDIA GPU"
-    gpu = torch.cuda.get_device_properties(index)
+    gpu: Any = torch.cuda.get_device_properties(index)  # torch 2.14's hints lack an attribute
     if gpu.major < 8:
         return f"they need compute capability 8.0 or more; got {gpu.major}.{gpu.minor}"
     shared = gpu.shared_memory_per_block_optin // 1024

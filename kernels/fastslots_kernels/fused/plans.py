@@ -15,6 +15,9 @@ _MOST_ISSUED = 0.85
 # What a program costs besides its tiles, in tiles: keys read, sums written, and read by the slot update.
 _TILES_PER_PROGRAM = 1.0
 _MOST_SPLITS = 1024
+# Bytes of an MLP that take one program longer to read than another launch, and hidden units to divide it by.
+_LARGE_MLP = 512 * 1024
+_HIDDEN_OF_A_PART = 128
 
 
 class Plan(NamedTuple):
@@ -37,6 +40,7 @@ class UpdatePlan(NamedTuple):
     row_chunk: int  # hidden units of the MLP, and columns of keys, done at a time
     row_warps: int
     row_stages: int
+    mlp_parts: int  # of the hidden units, for programs of their own; 0: one program does all
 
 
 # Of 16-bit tiles: kernel, bytes of an input, columns and virtual slots as padded.
@@ -104,7 +108,11 @@ def update_plan(sizes: Sizes, tile: torch.dtype) -> UpdatePlan:
     # As many as fit the shared memory.
     stages = 1 if tile == torch.float64 else 3 if row_bytes <= 1024 else 2
     row_chunk = min(64, max(16, 16 * 1024 // row_bytes))
-    return UpdatePlan(min(32, columns), 128 // tile.itemsize, 8, stages, row_chunk, 8, stages)
+    large = 2 * sizes.mlp_size * sizes.slot_size * tile.itemsize >= _LARGE_MLP
+    parts = _ceil(sizes.mlp_size, _HIDDEN_OF_A_PART) if large else 0
+    return UpdatePlan(
+        min(32, columns), 128 // tile.itemsize, 8, stages, row_chunk, 8, stages, parts
+    )
 
 
 def stores_normed(tile: torch.dtype, input_dtype: torch.dtype) -> bool:

@@ -12,7 +12,12 @@ from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.plans import UpdatePlan, update_plan
 from fastslots_kernels.fused.sizes import Sizes, padded
-from fastslots_kernels.fused.update_kernels import _gru_kernel, _keys_kernel, _update_kernel
+from fastslots_kernels.fused.update_kernels import (
+    _gru_kernel,
+    _keys_kernel,
+    _mlp_kernel,
+    _update_kernel,
+)
 
 _BLOCK_ROWS = 16  # the fewest rows that matrix units take
 _SMALL_WEIGHTS = 128 * 1024  # bytes that one program reads in about the time of a second launch
@@ -75,7 +80,8 @@ def update_slots(
     """Writes the next slots to `new`, and their keys to `keys`.
 
     Small weights take one launch, in which a program reads all of them for its rows. Others take two, of
-    which the first spreads the GRU's weights over programs.
+    which the first spreads the GRU's weights over programs, or three, of which the second does so with a
+    large MLP's.
 
     Args:
         sums: Of all splits, ``[B, S, sums_size]``, accumulator dtype like all but `keys.m`.
@@ -100,6 +106,26 @@ def update_slots(
         _launch_gru(
             sums, slots, scratch, w, sizes, precision, stop=stop, reduced=reduced, gates=gates
         )
+    num_parts, parts = 0 if one_launch else plan.mlp_parts, None
+    if num_parts:
+        parts = scratch.new_empty(num_parts, *scratch.shape)
+        launch(
+            _mlp_kernel,
+            (_row_tiles(sizes) * num_parts,),
+            scratch,
+            *_mlp_weights(w),
+            parts,
+            _or_unused(stop, slots),
+            sizes.rows,
+            D=sizes.slot_size,
+            M=sizes.mlp_size,
+            NORM_EPS=norm_eps[2],
+            HAS_STOP=stop is not None,
+            PARTS=num_parts,
+            BLOCK_ROWS=_BLOCK_ROWS,
+            **_row_blocks(sizes, plan),
+            PRECISION=precision,
+        )
     launch(
         _update_kernel,
         (_row_tiles(sizes),),
@@ -112,6 +138,7 @@ def update_slots(
         new,
         _or_unused(residual, slots),
         *_mlp_weights(w),
+        _or_unused(parts, slots),
         *(keys or (slots, slots)),
         w.keys,
         w.norm_slots_weight,
@@ -133,6 +160,7 @@ def update_slots(
         STORE_GATES=gates is not None,
         RESIDUAL=residual is not None,
         MAKE_KEYS=keys is not None,
+        PARTS=num_parts,
     )
 
 

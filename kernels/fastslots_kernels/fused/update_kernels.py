@@ -143,6 +143,8 @@ def gru_columns(
 @triton.jit
 def mlp_rows(
     rows,  # [BLOCK_ROWS], int64
+    first_hidden,
+    last_hidden,
     output_ptr,  # [R, D]: of the GRU
     norm_weight_ptr,  # [D]
     norm_bias_ptr,  # [D]
@@ -160,7 +162,10 @@ def mlp_rows(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The new slots of some rows, ``[BLOCK_ROWS, PADDED_D]``: the GRU's output plus its MLP."""
+    """What some hidden units make of some rows, ``[BLOCK_ROWS, PADDED_D]``.
+
+    All of them together: the GRU's output plus its MLP. The first part holds the output and the MLP's bias.
+    """
     tile = mlp_0_ptr.dtype.element_ty
     d = tl.arange(0, PADDED_D)
     valid_d = d < D
@@ -169,10 +174,10 @@ def mlp_rows(
     normed, _ = layer_norm(output, valid, D, NORM_EPS)
     normed = normed * load_row(norm_weight_ptr + d, valid_d) + load_row(norm_bias_ptr + d, valid_d)
     normed = normed.to(tile)
-    new = output + load_row(mlp_2_bias_ptr + d, valid_d)
-    for first in tl.range(0, M, ROW_CHUNK, num_stages=STAGES):
+    new = tl.where(first_hidden == 0, output + load_row(mlp_2_bias_ptr + d, valid_d), 0.0)
+    for first in tl.range(first_hidden, last_hidden, ROW_CHUNK, num_stages=STAGES):
         m = first + tl.arange(0, ROW_CHUNK)
-        valid_m = m < M
+        valid_m = m < last_hidden
         weight_0 = tl.load(
             mlp_0_ptr + m[None, :] * D + d[:, None],
             mask=valid_d[:, None] & valid_m[None, :],
@@ -381,6 +386,47 @@ def _gru_kernel(
 
 
 @triton.jit
+def _mlp_kernel(
+    output_ptr,  # [R, D]
+    norm_weight_ptr,  # [D]
+    norm_bias_ptr,  # [D]
+    mlp_0_ptr,  # [M, D]
+    mlp_0_bias_ptr,  # [M]
+    mlp_2_ptr,  # [D, M]
+    mlp_2_bias_ptr,  # [D]
+    parts_ptr,  # [PARTS, R, D]
+    stop_ptr,  # []
+    num_rows,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    NORM_EPS: tl.constexpr,
+    HAS_STOP: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    PADDED_D: tl.constexpr,
+    ROW_CHUNK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """What one part of the hidden units makes of one tile of rows."""
+    wait_for_inputs(DEPENDENT)
+    if HAS_STOP:
+        if tl.load(stop_ptr) != 0:
+            return
+    part, size = tl.program_id(0) % PARTS, (M + PARTS - 1) // PARTS
+    rows = (tl.program_id(0) // PARTS).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    new = mlp_rows(
+        rows, part * size, tl.minimum((part + 1) * size, M), output_ptr, norm_weight_ptr,
+        norm_bias_ptr, mlp_0_ptr, mlp_0_bias_ptr, mlp_2_ptr, mlp_2_bias_ptr, num_rows,
+        D, M, NORM_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
+    )  # fmt: skip
+    d = tl.arange(0, PADDED_D)
+    at = parts_ptr + ((part.to(tl.int64) * num_rows + rows) * D)[:, None] + d[None, :]
+    tl.store(at, new, mask=(rows < num_rows)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
 def _update_kernel(
     sums_ptr,  # [B, S, sums_size]
     slots_ptr,  # [R, D]
@@ -401,6 +447,7 @@ def _update_kernel(
     mlp_0_bias_ptr,  # [M]
     mlp_2_ptr,  # [D, M]
     mlp_2_bias_ptr,  # [D]
+    parts_ptr,  # [PARTS, R, D]
     m_ptr,  # [R, H C]
     c_ptr,  # [R, H]
     keys_ptr,  # [D, H C]
@@ -423,6 +470,7 @@ def _update_kernel(
     STORE_GATES: tl.constexpr,
     RESIDUAL: tl.constexpr,
     MAKE_KEYS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GRU_CHUNK: tl.constexpr,
@@ -432,7 +480,10 @@ def _update_kernel(
     PRECISION: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """The new slots of one tile of rows from the GRU's output, which RUN_GRU makes first, and their keys."""
+    """The new slots of one tile of rows, and their keys.
+
+    From the GRU's output, which RUN_GRU makes first, or from PARTS that the MLP has made of it, if not 0.
+    """
     wait_for_inputs(DEPENDENT)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
@@ -448,11 +499,17 @@ def _update_kernel(
             )  # fmt: skip
         # Rows are read by other threads than those that wrote them.
         tl.debug_barrier()
-    new = mlp_rows(
-        rows, output_ptr, norm_mlp_weight_ptr, norm_mlp_bias_ptr,
-        mlp_0_ptr, mlp_0_bias_ptr, mlp_2_ptr, mlp_2_bias_ptr, num_rows,
-        D, M, NORM_MLP_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
-    )  # fmt: skip
+    if PARTS:
+        d = tl.arange(0, PADDED_D)
+        valid = (rows < num_rows)[:, None] & (d < D)[None, :]
+        at = parts_ptr + (rows * D)[:, None] + d[None, :]
+        new = sum_splits(at, valid, PARTS, num_rows.to(tl.int64) * D)
+    else:
+        new = mlp_rows(
+            rows, 0, M, output_ptr, norm_mlp_weight_ptr, norm_mlp_bias_ptr,
+            mlp_0_ptr, mlp_0_bias_ptr, mlp_2_ptr, mlp_2_bias_ptr, num_rows,
+            D, M, NORM_MLP_EPS, BLOCK_ROWS, PADDED_D, ROW_CHUNK, STAGES, PRECISION,
+        )  # fmt: skip
     store_slots(new, rows, slots_ptr, new_ptr, residual_ptr, num_rows, D, RESIDUAL, PADDED_D)
     if MAKE_KEYS:
         store_keys(

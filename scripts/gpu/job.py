@@ -1,0 +1,139 @@
+"""What a stage works with: where its rows go, what of it is done, and when it must end."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESTART = 75  # exit code: the device is unusable for this process; the next one goes on
+LEAST_SECONDS = 3.0  # with less left, no unit is started
+
+Row = dict[str, Any]
+
+
+class Skip(Exception):
+    """Raised by a unit that cannot run here; says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage in its process.
+
+    Args:
+        stage: Its name; rows go to OUTPUT/STAGE.jsonl.
+        output: Folder of all files.
+        run: Names this run of the program; a unit is tried once in each.
+        end: When the stage must be done, in seconds as by `time.time`.
+        environment: Card, versions, commit: part of every row.
+        device: Where.
+        dry_run: Whether to use tiny tensors, and nothing compiled.
+    """
+
+    stage: str
+    output: Path
+    run: str
+    end: float
+    environment: Row
+    device: torch.device
+    dry_run: bool
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the stage is ended."""
+        return self.end - time.time()
+
+    def row(self, unit: str, **fields: Any) -> None:
+        """Writes one line at once: what ends the process later does not lose it."""
+        content = {"stage": self.stage, "unit": unit, "run": self.run, **fields}
+        where = {"dry_run": self.dry_run, "environment": self.environment}
+        with (self.output / f"{self.stage}.jsonl").open("a") as file:
+            file.write(json.dumps(content | where) + "\n")
+
+    def each(
+        self, units: Iterable[str], do: Callable[[str], bool | None], most_s: float = 60.0
+    ) -> None:
+        """Does every unit that has not passed before; one that fails does not stop the others.
+
+        Args:
+            units: By name, the most important ones first.
+            do: Does one; returns False, or raises, if it failed.
+            most_s: Seconds for each; one that takes longer ends the process, and the next one goes on.
+        """
+        passed, tried = outcomes_of(self)
+        for unit in (unit for unit in units if unit not in passed | tried):
+            if self.seconds_left < LEAST_SECONDS:
+                self.row(unit, outcome="left", reason="no time")
+                continue
+            self.row(unit, outcome="started")
+            print(f"[{self.seconds_left:.0f} s left] {unit}", flush=True)
+            faulthandler.dump_traceback_later(most_s, exit=True)
+            start = time.perf_counter()
+            outcome, reason = self._outcome(unit, do)
+            faulthandler.cancel_dump_traceback_later()
+            self.row(unit, outcome=outcome, reason=reason, seconds=time.perf_counter() - start)
+            if outcome == "failed" and self.device.type == "cuda" and not _usable(self.device):
+                sys.exit(RESTART)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _outcome(self, unit: str, do: Callable[[str], bool | None]) -> tuple[str, str]:
+        try:
+            done = do(unit)
+        except Skip as skip:
+            return "skipped", str(skip)
+        except Exception as error:  # whatever it is, the other units are to run
+            traceback.print_exc()
+            return "failed", f"{type(error).__name__}: {error}"[:500]
+        return ("failed", "see its rows") if done is False else ("passed", "")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All whole lines of a file; none if it is not there."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # cut off when the process was killed
+            continue
+    return rows
+
+
+def is_of(row: Row, environment: Row) -> bool:
+    """Whether a row was measured at this commit on this device."""
+    found, commit = row["environment"], environment["commit"]
+    return commit is not None and (found["commit"], found["device"]) == (
+        commit,
+        environment["device"],
+    )
+
+
+def outcomes_of(job: Job) -> tuple[set[str], set[str]]:
+    """The units that passed at this commit on this device, and those that were tried in this run."""
+    rows = [row for row in read_rows(job.output / f"{job.stage}.jsonl") if "outcome" in row]
+    passed = {
+        row["unit"] for row in rows if row["outcome"] == "passed" and is_of(row, job.environment)
+    }
+    tried = {row["unit"] for row in rows if row["run"] == job.run and row["outcome"] != "left"}
+    return passed, tried
+
+
+def _usable(device: torch.device) -> bool:
+    """Whether the device still answers: after some errors of a kernel, nothing works any more."""
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,156 @@
+"""The command line of `scripts/gpu_run`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gpu.job import Job
+from gpu.runner import BACK, SCRIPTS, Run, pack, run_stages
+from gpu.stages import CALLS, STAGES, Stage
+
+DESCRIPTION = """\
+All that needs a GPU, for a machine that is there for a few minutes and keeps nothing.
+
+    scripts/gpu_run first --minutes 4 --output runs/gpu      # correctness, times, tests, counters
+    scripts/gpu_run second --minutes 8 --output runs/gpu     # tiles, compiled baselines, memory, training
+    scripts/gpu_run first --dry-run                          # the same on a CPU, with tiny tensors
+    scripts/gpu_run report runs/gpu                          # into benchmarks/results and README.md
+
+Every stage is a process of its own with a time limit; the whole ends within --minutes. Each measurement is
+a line of OUTPUT/STAGE.jsonl as soon as it is made, and names card, versions and commit; what a stage printed
+is in OUTPUT/STAGE.log. What passed at this commit on this device is not done again. After every stage all
+files are packed into ARCHIVES/results.tgz, and large ones copied there. A summary is printed last. The exit
+code is 1 if something failed. Nothing needs to be installed: the packages are taken from this checkout.
+"""
+
+
+def parse(command: list[str] | None = None) -> argparse.Namespace:
+    """Reads the arguments; ends the program if one is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="gpu_run",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, minutes in {"first": 4.0, "second": 8.0}.items():
+        stages = ", ".join(stage.name for stage in CALLS[name])
+        add = commands.add_parser(name, help=stages).add_argument
+        add("--minutes", type=float, default=minutes, help="for all of it, a hard bound")
+        add("--output", type=Path, help="for all files; default: runs/gpu, or runs/gpu-dry-run")
+        add(
+            "--archives",
+            type=Path,
+            help="folder for what is to be brought back; default: OUTPUT/back",
+        )
+        add("--cache", type=Path, help="an archive that `prepare` wrote, to be unpacked first")
+        add("--commit", help="of the sources, where they are no git checkout")
+        add("--only", action="append", choices=list(STAGES), help="this stage; repeatable")
+        add("--dry-run", action="store_true", help="on a CPU, with tiny tensors")
+    add = commands.add_parser("stage").add_argument  # what `first` and `second` start
+    add("name", choices=list(STAGES))
+    add("--output", type=Path, required=True)
+    add("--run", required=True)
+    add("--end", type=float, required=True)
+    add("--commit")
+    add("--dry-run", action="store_true")
+    for name in ("prepare", "report"):
+        commands.add_parser(name, add_help=False)
+    found, rest = parser.parse_known_args(command)
+    if rest and found.command not in ("prepare", "report"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    found.rest = rest
+    return found
+
+
+def main(command: list[str] | None = None) -> int:
+    """Runs the program; returns the exit code."""
+    flags = parse(command)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end with the program
+    if flags.command in ("prepare", "report"):
+        return int(importlib.import_module(f"gpu.{flags.command}").main(flags.rest))
+    if flags.command == "stage":
+        return _run_one(STAGES[flags.name], flags)
+    try:
+        return _run_all(flags)
+    except (OSError, ValueError) as error:  # no device, no space
+        print(f"gpu_run: {error}", file=sys.stderr)
+        return 2
+
+
+def _run_all(flags: argparse.Namespace) -> int:
+    end = time.time() + 60 * flags.minutes
+    name = "gpu-dry-run" if flags.dry_run else "gpu"
+    output: Path = (flags.output or SCRIPTS.parent / "runs" / name).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    if flags.cache is not None:
+        _unpack(flags.cache)
+    environment = _environment(flags)
+    archives = (flags.archives or output / BACK).resolve()
+    started = time.strftime("%Y%m%d-%H%M%S")
+    run = Run(started, output, archives, end, environment, flags.dry_run)
+    stages = [stage for stage in CALLS[flags.command] if stage.name in (flags.only or STAGES)]
+    records = run_stages(stages, run)
+    text = importlib.import_module("gpu.summary").summary(output, environment, records)
+    text += _card_state()
+    (output / "summary.txt").write_text(text + "\n")
+    pack(output, run.archives)
+    print(text)
+    return int(any(record["status"] == "failed" for record in records))
+
+
+def _run_one(stage: Stage, flags: argparse.Namespace) -> int:
+    """In the stage's process."""
+    environment = _environment(flags)
+    device = importlib.import_module("fastslots.devices").choose_device(_device(flags))
+    job = Job(stage.name, flags.output, flags.run, flags.end, environment, device, flags.dry_run)
+    print(json.dumps(environment), flush=True)
+    if importlib.util.find_spec(f"gpu.{stage.source}") is None:
+        job.row("all", outcome="skipped", reason=f"scripts/gpu/{stage.source}.py is not there")
+        return 0
+    importlib.import_module(f"gpu.{stage.source}").main(job)
+    return 0
+
+
+def _device(flags: argparse.Namespace) -> str:
+    return "cpu" if flags.dry_run else "cuda"
+
+
+def _environment(flags: argparse.Namespace) -> dict[str, Any]:
+    """Card, versions and commit; no commit where the sources differ from it."""
+    benchmark = importlib.import_module("fastslots.benchmark")
+    device = importlib.import_module("fastslots.devices").choose_device(_device(flags))
+    environment: dict[str, Any] = dict(benchmark.describe_environment(device))
+    if flags.commit:
+        return {**environment, "commit": flags.commit, "dirty": False}
+    return {**environment, "commit": None if environment["dirty"] else environment["commit"]}
+
+
+def _card_state() -> str:
+    """Driver, clocks and temperature, where there is a card."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw"
+    command = [program, f"--query-gpu={fields}", "--format=csv,noheader"]
+    with suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        return f"\n{fields}: {done.stdout.strip()}"
+    return ""
+
+
+def _unpack(cache: Path) -> None:
+    """Into the folder that its paths name: the compiler's cache refers to itself by them."""
+    with tarfile.open(cache) as archive:
+        archive.extractall("/", filter="tar")

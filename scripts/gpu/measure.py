@@ -1,0 +1,35 @@
+"""Measures a case with the package's benchmark and writes its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from fastslots.benchmark import Case, Provider, run_benchmark
+from fastslots.benchmark.providers import sort_out
+from gpu.job import Job
+
+
+def measure(job: Job, unit: str, case: Case, providers: Iterable[Provider], **limits: Any) -> bool:
+    """Measures all that can run here.
+
+    Args:
+        job: Where rows go.
+        unit: Of the rows.
+        case: What.
+        providers: How to compute.
+        limits: See `run_benchmark`.
+
+    Returns:
+        Whether all results were right.
+    """
+    chosen, skipped = sort_out(providers, job.device)
+    if job.dry_run:
+        limits = {"repeats": 3, "time_limit_s": 0.0}
+    results = run_benchmark([case], chosen, job.device, skipped=skipped, progress=print, **limits)
+    for row in results.rows:
+        job.row(unit, result=asdict(row))
+    for entry in results.skipped:
+        job.row(unit, skipped=asdict(entry))
+    return not results.wrong

@@ -1,0 +1,46 @@
+"""The smallest check of gradients under the sanitizer: bad accesses and races."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from gpu.job import Job, Skip
+
+TOOLS = ("memcheck", "racecheck")
+GRADCHECK = Path(__file__).resolve().parent.parent / "gradcheck"
+SMALLEST = "--batch 2 --inputs 40 --input-size 16 --slots 3 --slot-size 16 --mlp 16 --iterations 1"
+
+
+def main(job: Job) -> None:
+    """Runs every tool; one row each."""
+    job.each(TOOLS, lambda tool: _check(job, tool), most_s=job.seconds_left)
+
+
+def _check(job: Job, tool: str) -> bool:
+    program = shutil.which("compute-sanitizer")
+    program = program or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if program is None:
+        raise Skip("compute-sanitizer is not there")
+    if job.device.type != "cuda":
+        raise Skip("needs a CUDA device")
+    command = [program, "--tool", tool, "--error-exitcode", "99"]
+    command += [sys.executable, str(GRADCHECK), "--device", "cuda", *SMALLEST.split()]
+    # Or it sees one large allocation.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(
+        command,
+        env=environment,
+        timeout=max(job.seconds_left - 1, 1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    print(done.stdout)
+    summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
+    job.row(tool, exit_code=done.returncode, summary=" ".join(summary)[-200:])
+    return done.returncode == 0

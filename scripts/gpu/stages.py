@@ -1,0 +1,49 @@
+"""What is run, in which order, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the program, run in processes of its own.
+
+    Args:
+        name: Of the stage and its files.
+        most_s: Seconds in all.
+        module: In this folder, with a function `main` that takes a `Job`; default: the stage's name.
+            One that is not there is skipped.
+    """
+
+    name: str
+    most_s: float
+    module: str = ""
+
+    @property
+    def source(self) -> str:
+        """Name of the module."""
+        return self.module or self.name
+
+
+FIRST = (
+    Stage("smoke", 60),
+    Stage("tune", 90),
+    Stage("kernels", 30),
+    Stage("unit_tests", 120),
+    Stage("counters", 60),
+    Stage("times", 100),
+)
+SECOND = (
+    Stage("smoke_again", 40, "smoke"),
+    Stage("times_again", 80, "times"),
+    Stage("compile", 120),
+    Stage("baselines", 90),
+    Stage("flat", 30),
+    Stage("slate", 50),
+    Stage("unit_tests_again", 90, "unit_tests"),
+    Stage("memcheck", 40),
+    Stage("train", 600),
+)
+CALLS = {"first": FIRST, "second": SECOND}
+STAGES = {stage.name: stage for stage in FIRST + SECOND}
