@@ -75,9 +75,9 @@ def kernels_markdown(folder: Path) -> str:
         parts += [markdown_table(headings, cells, num_left=2), KERNELS_LEGEND]
     counters = _rows(folder / "counters.json")
     if counters:
-        headings = ("shape", "kernel", *COUNTERS)
         cells = [_counter_cells(row) for row in counters]
-        parts += [markdown_table(headings, cells, num_left=2), COUNTERS_LEGEND]
+        table = markdown_table(("shape", "kernel", *COUNTERS), cells, num_left=2)
+        parts += [table, COUNTERS_LEGEND]
     if parts:
         name = "kernels.json" if kernels else "counters.json"
         environment = json.loads((folder / name).read_text())["environment"]
