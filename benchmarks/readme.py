@@ -9,7 +9,9 @@ of iterations get a plot of all, which is drawn again. In the same way ``<!-- sl
 ``<!-- /slate-steps -->`` get the tables and the plot of training steps, and
 ``<!-- speed-ups:FOLDER -->`` to ``<!-- /speed-ups -->`` those of all parts of a suite in
 benchmarks/results/FOLDER (`iterations=7` for those of 7 iterations; by default of 3 and 7).
-``--check`` writes nothing and fails if README.md is not up to date.
+``<!-- gpu:measured -->`` to ``<!-- /gpu -->`` get what `scripts/gpu_run report` wrote of every card, and
+``<!-- gpu:kernels -->``, in kernels/README.md, where the time of a training step goes.
+``--check`` writes nothing and fails if one of both files is not up to date.
 """
 
 import argparse
@@ -20,6 +22,8 @@ from pathlib import Path
 from fastslots.benchmark import (
     Results,
     StepResults,
+    accuracy_markdown,
+    kernels_markdown,
     markdown,
     merged,
     plot_case,
@@ -31,7 +35,8 @@ from fastslots.benchmark import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("benchmark", "slate-steps", "speed-ups")
+KINDS = ("benchmark", "slate-steps", "speed-ups", "gpu")
+FILES = ("README.md", "kernels/README.md")
 BLOCK = re.compile(
     rf"(?P<start><!-- (?P<kind>{'|'.join(KINDS)}):(?P<name>[\w/-]+)"
     r"(?: iterations=(?P<iterations>[\d,]+))? -->\n).*?(?P<end><!-- /(?P=kind) -->)",
@@ -40,7 +45,7 @@ BLOCK = re.compile(
 
 
 def filled(readme: str, results: Path, *, draw: bool) -> str:
-    """The text of README.md with every block made anew.
+    """The text of a README with every block made anew.
 
     Args:
         readme: The text.
@@ -55,19 +60,21 @@ def filled(readme: str, results: Path, *, draw: bool) -> str:
         blocks = [match for match in BLOCK.finditer(readme) if match["kind"] == kind]
         if len(re.findall(f"<!-- /?{kind}", readme)) != 2 * len(blocks):
             raise ValueError(
-                f"README.md must have a <!-- /{kind} --> for every <!-- {kind}:NAME -->, in pairs"
+                f"a README must have a <!-- /{kind} --> for every <!-- {kind}:NAME -->, in pairs"
             )
 
     def block(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.json"
         counts = [int(count) for count in (match["iterations"] or "").split(",") if count]
         if match["kind"] == "slate-steps":
-            parts = _step_parts(path, draw)
+            parts = _step_parts(path, results, draw)
+        elif match["kind"] == "gpu":
+            parts = _gpu_parts(match["name"], results, draw)
         elif match["kind"] == "speed-ups":
             parts = _speedup_parts(path.with_suffix(""), results, counts or [3, 7], draw)
         else:
             parts = _parts(path, results, counts or None, draw)
-        return match["start"] + "\n" + "\n\n".join(parts) + "\n\n" + match["end"]
+        return match["start"] + "\n" + "\n\n".join(filter(None, parts)) + "\n\n" + match["end"]
 
     return BLOCK.sub(block, readme)
 
@@ -98,33 +105,56 @@ def _speedup_parts(folder: Path, results: Path, shown: list[int], draw: bool) ->
     return parts
 
 
+def _gpu_parts(what: str, results: Path, draw: bool) -> list[str]:
+    """Of every card: "measured" or "kernels"."""
+    folders = sorted(path.parent for path in results.glob("*/slot-attention.json"))
+    if not folders:
+        return ["Nothing was measured on a GPU yet."]
+    parts = []
+    for folder in folders:
+        times = Results.load(folder / "slot-attention.json")
+        card = f"**{times.environment['device']}**"
+        if what == "kernels":
+            parts += [card, kernels_markdown(folder)]
+            continue
+        if draw:
+            plot_speedups(times, folder / "speed-ups.png")
+        alt = "Speed-ups over the usual forms, and the share of a copy's bandwidth"
+        parts += [card, _image(alt, folder / "speed-ups.png", results)]
+        parts += [speedup_markdown(times), accuracy_markdown(folder)]
+        if (folder / "slate-steps.json").exists():
+            parts += _step_parts(folder / "slate-steps.json", results, draw)
+    return parts
+
+
 def _image(alt: str, picture: Path, results: Path) -> str:
     return f"![{alt}](benchmarks/results/{picture.relative_to(results).as_posix()})"
 
 
-def _step_parts(path: Path, draw: bool) -> list[str]:
+def _step_parts(path: Path, results: Path, draw: bool) -> list[str]:
     found = StepResults.load(path)
     picture = path.with_suffix(".png")
     if draw:
         plot_steps(found, picture)
     alt = "Images per second and peak memory of SLATE's training step"
-    return [f"![{alt}](benchmarks/results/{picture.name})", step_markdown(found)]
+    return [_image(alt, picture, results), step_markdown(found)]
 
 
 def main() -> int:
-    """Writes README.md, or checks it; returns the exit code."""
+    """Writes the READMEs, or checks them; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
     check = parser.parse_args().check
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = filled(before, ROOT / "benchmarks" / "results", draw=not check)
-    if check:
-        if after != before:
-            print("README.md is not up to date: run python benchmarks/readme.py", file=sys.stderr)
-        return int(after != before)
-    path.write_text(after)
-    return 0
+    code = 0
+    for name in FILES:
+        before = (ROOT / name).read_text()
+        after = filled(before, ROOT / "benchmarks" / "results", draw=not check)
+        if not check:
+            (ROOT / name).write_text(after)
+        elif after != before:
+            print(f"{name} is not up to date: run python benchmarks/readme.py", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -547,11 +547,12 @@ def test_a_block_with_few_counts_has_their_rows_and_no_plot(results, tmp_path):
 
 
 def test_refuses_a_readme_with_a_block_left_open(tmp_path):
-    with pytest.raises(ValueError, match=r"README\.md must have a <!-- /benchmark --> for every"):
+    with pytest.raises(ValueError, match=r"README must have a <!-- /benchmark --> for every"):
         filled("<!-- benchmark:cpu -->\n", tmp_path, draw=False)
 
 
-def test_readme_is_up_to_date():
+@pytest.mark.parametrize("name", ["README.md", "kernels/README.md"])
+def test_readme_is_up_to_date(name):
     root = Path(__file__).parent.parent
-    readme = (root / "README.md").read_text()
+    readme = (root / name).read_text()
     assert filled(readme, root / "benchmarks" / "results", draw=False) == readme

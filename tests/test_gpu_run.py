@@ -35,7 +35,7 @@ def do(unit):
 
 output, run, end = sys.argv[1:]
 environment = {"device": "card", "commit": "abc"}
-job = Job("smoke", Path(output), run, float(end), environment, torch.device("cpu"), True)
+job = Job("smoke", Path(output), run, float(end), environment, torch.device("cpu"), False)
 job.each(["good", "raises", "hangs", "crashes", "skips", "wrong", "last"], do, most_s=2.0)
 """
 ENDLESS = """
@@ -98,7 +98,7 @@ def make_job(output, run="1", seconds=60.0, **environment):
 
 def make_run(output, seconds=60.0, name="1"):
     output.mkdir(exist_ok=True)
-    return module("runner").Run(name, output, output, time.time() + seconds, HERE, True)
+    return module("runner").Run(name, output, output, time.time() + seconds, HERE, False)
 
 
 def rows(output, stage="smoke"):
@@ -300,9 +300,11 @@ def test_says_that_there_is_no_gpu(tmp_path, monkeypatch, capsys):
     assert "gpu_run: device 'cuda' is not there" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(1200)
 def test_a_dry_run_goes_through_every_stage(tmp_path):
     """What needs a GPU is skipped, never passed."""
     command = [sys.executable, str(SCRIPTS / "gpu_run"), "first", "--dry-run", "--commit", "abc"]
+    command += ["--minutes", "30"]
     expected = {
         "first": {"unit_tests": "skipped", "counters": "skipped"},
         "second": {"compile": "skipped", "memcheck": "skipped"},
@@ -316,7 +318,7 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         records = {row["stage"]: row for row in rows(tmp_path, "stages")}

@@ -425,5 +425,5 @@ def test_fills_the_blocks_of_the_readme(results, tmp_path):
 
 @pytest.mark.parametrize("end", ["", "<!-- /benchmark -->"])
 def test_refuses_a_readme_with_a_block_left_open(tmp_path, end):
-    with pytest.raises(ValueError, match=r"README\.md must have a <!-- /\S+ --> for every"):
+    with pytest.raises(ValueError, match=r"README must have a <!-- /\S+ --> for every"):
         filled(f"<!-- slate-steps:cpu -->\n{end}\n", tmp_path, draw=False)

@@ -4,6 +4,7 @@ The one place that does: commands, suites and README use it.
 """
 
 from fastslots.benchmark.calls import Call, IncorrectResultError, Problem, check_call
+from fastslots.benchmark.card_report import accuracy_markdown, kernels_markdown
 from fastslots.benchmark.cases import PRESETS, Case, Skipped, preset
 from fastslots.benchmark.constant_memory import constant_memory_table, measure_constant_memory
 from fastslots.benchmark.environment import describe_environment
@@ -50,6 +51,7 @@ __all__ = [
     "StepProvider",
     "StepResults",
     "StepRow",
+    "accuracy_markdown",
     "check_against_public",
     "check_call",
     "choose_parts",
@@ -59,6 +61,7 @@ __all__ = [
     "describe_environment",
     "growth",
     "is_measured",
+    "kernels_markdown",
     "markdown",
     "measure_constant_memory",
     "memory_use",

@@ -58,7 +58,9 @@ def plot_case(results: Results, case: str, path: Path) -> None:
     for axes in figure.axes[2:]:
         axes.set_xlabel("iterations T")
     figure.suptitle(f"Slot attention, {case_title(rows[0])}", fontsize=13, x=0.01, ha="left")
-    figure.supxlabel(environment_line(results), fontsize=8, color="0.4", x=0.01, ha="left")
+    figure.supxlabel(
+        environment_line(results.environment), fontsize=8, color="0.4", x=0.01, ha="left"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastslots._extras import require
 from fastslots.benchmark.calls import BY_RUNNING
 from fastslots.benchmark.cases import Skipped
+from fastslots.benchmark.environment import Environment
 from fastslots.benchmark.results import Results, Row
-from fastslots.benchmark.results_file import ResultsFile
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +71,7 @@ def markdown(results: Results, iterations: Sequence[int] | None = None) -> str:
     notes = [*skipped_lines(results.skipped), *gradient_lines(results.rows)]
     if notes:
         parts.append("\n".join(f"- {line}" for line in notes))
-    return "\n\n".join([*parts, legend(results), environment_line(results)])
+    return "\n\n".join([*parts, legend(results), environment_line(results.environment)])
 
 
 def legend(results: Results) -> str:
@@ -102,9 +102,8 @@ def case_title(row: Row) -> str:
     )
 
 
-def environment_line(results: ResultsFile[Any]) -> str:
+def environment_line(env: Environment) -> str:
     """Device, versions, commit and date in one sentence."""
-    env = results.environment
     commit = "no git checkout"
     if env["commit"]:
         commit = f"commit {env['commit'][:10]}" + (" with changes" if env["dirty"] else "")

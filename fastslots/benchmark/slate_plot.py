@@ -49,7 +49,9 @@ def plot_steps(results: StepResults, path: Path) -> None:
     row = results.rows[0]
     title = f"A SLATE training step, B {row.batch_size}, {row.precision}"
     figure.suptitle(title, fontsize=13, x=0.01, ha="left")
-    figure.supxlabel(environment_line(results), fontsize=8, color="0.4", x=0.01, ha="left")
+    figure.supxlabel(
+        environment_line(results.environment), fontsize=8, color="0.4", x=0.01, ha="left"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
 

@@ -66,7 +66,7 @@ def step_markdown(results: StepResults) -> str:
     ]
     if results.skipped:
         parts.append("\n".join(f"- {line}" for line in skipped_lines(results.skipped)))
-    return "\n\n".join([*parts, LEGEND, environment_line(results)])
+    return "\n\n".join([*parts, LEGEND, environment_line(results.environment)])
 
 
 def step_case_title(row: StepRow) -> str:

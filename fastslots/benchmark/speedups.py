@@ -118,7 +118,7 @@ def speedup_markdown(results: Results, iterations: Sequence[int] = (3, 7)) -> st
         headings = ("case", "backend", "backward", "peak memory")
         table = markdown_table(headings, map(_growth_cells, grown), num_left=2)
         parts += [table, GROWTH_LEGEND.format(few=few, many=many)]
-    return "\n\n".join([*parts, environment_line(results)])
+    return "\n\n".join([*parts, environment_line(results.environment)])
 
 
 def merged(parts: Iterable[Results]) -> Results:

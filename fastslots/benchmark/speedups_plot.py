@@ -59,7 +59,9 @@ def plot_speedups(results: Results, path: Path) -> None:
     _bars(step, chosen.get("implicit", []), "Training step (implicit), speed-up over")
     _bars(forward, chosen.get("no-grad", []), "Forward, T iterations, speed-up over")
     _shares(share, results, chosen.get("no-grad", []))
-    figure.supxlabel(environment_line(results), fontsize=8, color="0.4", x=0.01, ha="left")
+    figure.supxlabel(
+        environment_line(results.environment), fontsize=8, color="0.4", x=0.01, ha="left"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
 

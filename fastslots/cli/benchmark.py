@@ -161,7 +161,7 @@ def benchmark(
     show_results(
         markdown(results),
         result_tables(results),
-        [*skipped_lines(results.skipped), legend(results), environment_line(results)],
+        [*skipped_lines(results.skipped), legend(results), environment_line(results.environment)],
     )
     results.save(output / f"{name}.json")
     if plot:

@@ -112,7 +112,7 @@ def slate(
     show_results(
         step_markdown(results),
         step_tables(results),
-        [*skipped_lines(results.skipped), LEGEND, environment_line(results)],
+        [*skipped_lines(results.skipped), LEGEND, environment_line(results.environment)],
     )
     typer.echo(f"wrote {output / NAME}.json")
     if results.rows:

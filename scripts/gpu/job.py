@@ -75,7 +75,8 @@ class Job:
                 continue
             self.row(unit, outcome="started")
             print(f"[{self.seconds_left:.0f} s left] {unit}", flush=True)
-            faulthandler.dump_traceback_later(most_s, exit=True)
+            # A dry run shows that all runs, not how fast.
+            faulthandler.dump_traceback_later(most_s * (20 if self.dry_run else 1), exit=True)
             start = time.perf_counter()
             outcome, reason = self._outcome(unit, do)
             faulthandler.cancel_dump_traceback_later()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import shutil
 import signal
@@ -16,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpu.job import Job
+from gpu.job import Job, Skip
 from gpu.runner import BACK, SCRIPTS, Run, pack, run_stages
 from gpu.stages import CALLS, STAGES, Stage
 
@@ -116,10 +115,10 @@ def _run_one(stage: Stage, flags: argparse.Namespace) -> int:
     device = importlib.import_module("fastslots.devices").choose_device(_device(flags))
     job = Job(stage.name, flags.output, flags.run, flags.end, environment, device, flags.dry_run)
     print(json.dumps(environment), flush=True)
-    if importlib.util.find_spec(f"gpu.{stage.source}") is None:
-        job.row("all", outcome="skipped", reason=f"scripts/gpu/{stage.source}.py is not there")
-        return 0
-    importlib.import_module(f"gpu.{stage.source}").main(job)
+    try:
+        importlib.import_module(f"gpu.{stage.source}").main(job)
+    except Skip as skip:
+        job.row("all", outcome="skipped", reason=str(skip))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -88,7 +89,8 @@ def done_before(stage: Stage, run: Run) -> bool:
 def run_stage(stage: Stage, run: Run) -> Row:
     """Runs a stage, again where it broke off and left units untried, and says what became of it."""
     start = time.time()
-    end = min(start + stage.most_s, run.end - RESERVE)
+    most_s = math.inf if run.dry_run else stage.most_s
+    end = min(start + most_s, run.end - RESERVE)
     code: int | None = RESTART
     with (run.output / f"{stage.name}.log").open("a") as log:
         tried = -1

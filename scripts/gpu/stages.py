@@ -12,8 +12,8 @@ class Stage:
     Args:
         name: Of the stage and its files.
         most_s: Seconds in all.
-        module: In this folder, with a function `main` that takes a `Job`; default: the stage's name.
-            One that is not there is skipped.
+        module: In this folder, with a function `main` that takes a `Job` and may raise `Skip`. Default:
+            the stage's name.
     """
 
     name: str

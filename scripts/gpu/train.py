@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 
-from gpu.job import Job, Skip
+from gpu.job import Job
 
 SECONDS_TO_WRITE = 10.0
 
@@ -17,8 +16,6 @@ def main(job: Job) -> None:
 
 
 def _train(job: Job) -> bool:
-    if importlib.util.find_spec("fastslots.comparison") is None:
-        raise Skip("fastslots.comparison is not there")
     minutes = max(job.seconds_left - SECONDS_TO_WRITE, 1) / 60
     command = [sys.executable, "-m", "fastslots", "compare", "--minutes", f"{minutes:.2f}"]
     command += ["--device", job.device.type, "--output", str(job.output / "train")]
