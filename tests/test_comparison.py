@@ -33,10 +33,11 @@ def plan(steps, total, device=CPU):
 
 
 def test_leaves_everything_that_is_to_be_shown(tmp_path):
-    comparison = compare(SETTINGS, CPU, tmp_path, minutes=5, steps=12)
+    comparison = compare(SETTINGS, CPU, tmp_path, minutes=5, steps=12, commit="abc")
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert content["steps"] == content["planned_steps"] == 12
     assert content["point"] == list(POINT)
+    assert content["environment"]["commit"] == "abc"
     for name, config in SETTINGS.configs().items():
         found = content["arms"][name]
         assert [point[0] for point in found["curve"]] == list(range(1, 13))

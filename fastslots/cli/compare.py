@@ -46,6 +46,10 @@ def compare(
     graphs: Annotated[
         bool, typer.Option("--graphs/--no-graphs", help="On CUDA, replay steps as CUDA graphs.")
     ] = True,
+    commit: Annotated[
+        str | None,
+        typer.Option(help="Of the sources. Default: of their git checkout.", show_default=False),
+    ] = None,
     tiny: Annotated[
         bool, typer.Option("--tiny", help="A dry run: a tiny model, a few steps.")
     ] = False,
@@ -74,6 +78,7 @@ def compare(
         minutes=minutes,
         steps=TINY_STEPS if tiny and steps is None else steps,
         graphs=graphs,
+        commit=commit,
         progress=typer.echo,
     )
     typer.echo(markdown(comparison))

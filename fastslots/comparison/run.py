@@ -34,6 +34,7 @@ def compare(
     minutes: float,
     steps: int | None = None,
     graphs: bool = True,
+    commit: str | None = None,
     progress: Callable[[str], object] = lambda _: None,
 ) -> Comparison:
     """Trains SLATE with implicit and with unrolled slot attention.
@@ -53,6 +54,7 @@ def compare(
         minutes: For everything.
         steps: Of each model, if they fit. Default: as many as fit.
         graphs: Whether to capture steps on CUDA.
+        commit: Of the sources; None: that of their git checkout.
         progress: Called with what has been done.
 
     Raises:
@@ -63,7 +65,7 @@ def compare(
         raise ValueError(f"minutes must be above 0; got {minutes}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
-    run = _Run(settings, device, output, 60 * minutes, progress)
+    run = _Run(settings, device, output, 60 * minutes, commit, progress)
     run.prepare(graphs, steps)
     run.train()
     run.finish()
@@ -79,11 +81,12 @@ class _Run:
         device: torch.device,
         output: Path,
         seconds: float,
+        commit: str | None,
         progress: Callable[[str], object],
     ) -> None:
         self.start = time.perf_counter()
         self.settings, self.device, self.output = settings, device, output
-        self.seconds, self.progress = seconds, progress
+        self.seconds, self.commit, self.progress = seconds, commit, progress
         self.train_set = self._render("train", settings.num_scenes)
         self.heldout = self._render("val", settings.num_heldout)
         self.render_seconds = self._elapsed()
@@ -106,9 +109,11 @@ class _Run:
                 times[name] = step_ms(arm, plan)
         for arm in self.arms.values():
             arm.reset()
-        clip = self.settings.clip
+        clip, environment = self.settings.clip, describe_environment(self.device)
+        if self.commit is not None:
+            environment |= {"commit": self.commit, "dirty": False}
         self.record = Comparison(
-            describe_environment(self.device),
+            environment,
             asdict(self.settings) | {"clip": clip if math.isfinite(clip) else None},
             "bf16 autocast" if self.device.type == "cuda" else "float32",
             graph,

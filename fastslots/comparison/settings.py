@@ -46,13 +46,13 @@ class Settings:
     vocab_size: int = 512
     d_model: int = 192
     num_decoder_blocks: int = 4
-    num_slots: int = 7
+    num_slots: int = 6
     num_iterations: int = 7
     seed: int = 0
     num_scenes: int = 40_000
     num_heldout: int = 320
     min_objects: int = 3
-    max_objects: int = 6
+    max_objects: int = 5
     mirror: bool = False
     batch_size: int = 32
     lr_dvae: float = 1e-3

@@ -19,5 +19,7 @@ def _train(job: Job) -> bool:
     minutes = max(job.seconds_left - SECONDS_TO_WRITE, 1) / 60
     command = [sys.executable, "-m", "fastslots", "compare", "--minutes", f"{minutes:.2f}"]
     command += ["--device", job.device.type, "--output", str(job.output / "train")]
+    commit = job.environment["commit"]
+    command += ["--commit", commit] if commit is not None else []
     command += ["--tiny"] if job.dry_run else []
     return subprocess.run(command).returncode == 0

@@ -5,12 +5,23 @@ import pytest
 
 def test_a_dry_run_takes_seconds_and_leaves_everything(fastslots, tmp_path):
     result = fastslots(
-        "compare", "--tiny", "--device", "cpu", "--no-clip", "--seed", 3, "--output", "out"
+        "compare",
+        "--tiny",
+        "--device",
+        "cpu",
+        "--no-clip",
+        "--seed",
+        3,
+        "--output",
+        "out",
+        "--commit",
+        "abc",
     )
     assert result.code == 0, result.err
     assert "| unrolled | 12 |" in result.out
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert (content["settings"]["clip"], content["settings"]["seed"]) == (None, 3)
+    assert content["environment"]["commit"] == "abc"
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"implicit.png", "unrolled.png", "comparison.png", "implicit", "unrolled"}
 
