@@ -155,7 +155,7 @@ def test_only_a_batch_is_asked_for_at_a_time() -> None:
 
 def test_takes_a_data_set_that_gives_one_image_at_a_time() -> None:
     model, images = make_model(), Images(3)
-    actual = evaluate(model, list(images.images))  # type: ignore[arg-type] # a list serves as well
+    actual = evaluate(model, list(images.images))  # a list serves as well
     torch.testing.assert_close(actual.scores, evaluate(model, images).scores)
 
 

@@ -66,7 +66,7 @@ class Graphs:
 
 def _warm_up(forward: Callable[[], Any], backward: Callable[[Any], Tensors] | None) -> None:
     """Runs both on a side stream of the current device."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):

@@ -91,7 +91,7 @@ class Step:
             noise = {"keys": keys.to(self.device, non_blocking=True)}
         self._count += 1
         if self.uses_cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            torch.compiler.cudagraph_mark_step_begin()
         bf16 = self.case.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             output = self._forward(self.image, self._tau, **noise)
@@ -99,7 +99,7 @@ class Step:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of all parameters."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def update(self) -> None:
         """Clips, changes the parameters, frees the gradients."""

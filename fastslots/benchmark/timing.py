@@ -50,7 +50,7 @@ class Stopwatch:
         if self._stream is None:
             self._times.append(time.perf_counter())
         else:
-            self._events.append(self._stream.record_event(torch.cuda.Event(enable_timing=True)))  # type: ignore[no-untyped-call]
+            self._events.append(self._stream.record_event(torch.cuda.Event(enable_timing=True)))
 
     def laps_ms(self) -> list[float]:
         """All laps, in ms; waits for their end."""

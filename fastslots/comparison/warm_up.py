@@ -64,7 +64,7 @@ def _side_stream(device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    present, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    present, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     side.wait_stream(present)
     with torch.cuda.stream(side):
         yield

@@ -112,7 +112,7 @@ class TrainingStep:
             apart = index < len(batches)  # processes share their gradients after the last one alone
             with self.accelerator.no_sync(self.losses) if apart else nullcontext():
                 if self.recipe.compile:
-                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+                    torch.compiler.cudagraph_mark_step_begin()
                 both = torch.stack(self.losses(image, tau, keys))
                 torch.autograd.backward(both.sum() / len(batches))
             losses.append(both.detach())

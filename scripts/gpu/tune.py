@@ -194,9 +194,10 @@ def _what(one: Launch) -> str:
     if name == "_attend_backward_kernel":
         return "backward"
     if name == "_attend_kernel":
-        words = "normed" if constants["NORMALIZED"] else "raw"
+        words: str = "normed" if constants["NORMALIZED"] else "raw"
         words += " + attn" * constants["STORE_ATTN"]
-        return words + " + store" * constants["STORE_NORMED"]
+        words += " + store" * constants["STORE_NORMED"]
+        return words
     flags = ("RUN_GRU", "STORE_SUMS", "STORE_GATES", "MAKE_KEYS")
     return " ".join(flag for flag in flags if constants.get(flag))
 
@@ -244,4 +245,4 @@ def replay_us(launches: Sequence[Launch], rounds: int) -> float:
         end.record()
         end.synchronize()
         found.append(1e3 * start.elapsed_time(end))
-    return median(found)
+    return float(median(found))

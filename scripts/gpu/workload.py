@@ -20,10 +20,10 @@ def main(shape: str) -> None:
     with matmul_precision(case.precision):
         call.run()
         torch.cuda.synchronize()
-        torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
+        torch.cuda.profiler.start()
         call.run()
         torch.cuda.synchronize()
-        torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
+        torch.cuda.profiler.stop()
 
 
 if __name__ == "__main__":

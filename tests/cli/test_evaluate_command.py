@@ -37,7 +37,7 @@ WITHOUT_MASKS = [
 
 def write_run(run: Path, source: DataSource, step: int = 2) -> Path:
     """A run folder with one checkpoint; returns the checkpoint."""
-    parts = {"model": SLATEConfig(**TINY), "recipe": Recipe(), "data": source}
+    parts: dict[str, Any] = {"model": SLATEConfig(**TINY), "recipe": Recipe(), "data": source}
     run.mkdir()
     config = {name: dataclasses.asdict(part) for name, part in parts.items()}
     (run / "config.json").write_text(json.dumps(config))
@@ -139,8 +139,8 @@ def test_flags_change_single_settings_of_the_data(fastslots: Command, scene_run:
     result = fastslots("evaluate", scene_run, "--device", "cpu", *flags)
     assert result.code == 0, result.err
     report = read(scene_run / "evaluation-test")
-    changes = {"num_scenes": 21, "max_objects": 6, "mirror": True}
-    changes["cache"] = str(Path("cache").absolute())
+    cache = str(Path("cache").absolute())
+    changes = {"num_scenes": 21, "max_objects": 6, "mirror": True, "cache": cache}
     assert report["data"] == dataclasses.asdict(SCENES) | changes
     assert report["num_images"] == 3
 

@@ -72,7 +72,7 @@ def test_needs_no_gradient_and_keeps_none():
 def test_reconstructions_are_images():
     model = small_model()
     with torch.no_grad():
-        model.dvae.decoder[-1].weight *= 10
+        model.dvae.decoder[-1].weight.mul_(10)
     recon = model.reconstruct(images())
     assert recon.shape == (5, 3, 16, 16)
     assert recon.min() == 0

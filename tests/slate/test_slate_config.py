@@ -14,7 +14,7 @@ def test_counts_one_token_per_patch():
 
 def test_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
-        SLATEConfig().num_slots = 3  # type: ignore[misc]
+        SLATEConfig().num_slots = 3
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_refuses_a_setting_that_breaks_its_rule(settings, message):
 
 def test_model_refuses_what_is_no_config():
     with pytest.raises(TypeError, match="config must be a SLATEConfig, got dict"):
-        SLATE({"num_slots": 3})  # type: ignore[arg-type]
+        SLATE({"num_slots": 3})

@@ -134,7 +134,7 @@ def _compiled_without_inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def test_a_compiled_run_equals_an_eager_one_and_compiles_once(
     tmp_path: Path, precision: str, accumulation: int
 ) -> None:
-    recipe = {"steps": 8, "validate_every": 4, "patience": 1, "lr_main": 0.05}
+    recipe: dict[str, Any] = {"steps": 8, "validate_every": 4, "patience": 1, "lr_main": 0.05}
     recipe |= {"precision": precision, "accumulation": accumulation}
     run(tmp_path / "compiled", tiny_recipe(compile=True, **recipe))
     assert counters["stats"]["unique_graphs"] == 1
