@@ -12,7 +12,7 @@ import torch
 from kernel_workloads import PRECISIONS, WORKLOADS, Workload, record
 
 from fastslots_kernels.fused import forward, plans
-from fastslots_kernels.fused.launch import Launch, compiler_options
+from fastslots_kernels.fused.launch import Launch
 from fastslots_kernels.fused.plans import Plan
 from fastslots_kernels.fused.sizes import Sizes, padded
 from gpu.job import Job, Skip
@@ -111,7 +111,7 @@ def _compare_dependent(job: Job, unit: str) -> None:
     launches = record(WORKLOADS[unit.split()[0]], PRECISIONS[PRECISION], CHIP, str(job.device))
     for name, chosen in (("early", launches), ("after", list(map(_independent, launches)))):
         for one in chosen:
-            run(one)
+            one.run()
         job.row(unit, starts=name, launches=len(chosen), us_p50=replay_us(chosen, 20))
 
 
@@ -125,7 +125,7 @@ def _tune(job: Job, shape: str) -> None:
         error = ""
         try:
             for one in variant.launches[:-1]:
-                run(one)
+                one.run()
             us = time_us(variant.launches[-1])
         except Exception as problem:  # a variant that does not fit is no candidate
             error = f"{type(problem).__name__}: {problem}"[:200]
@@ -215,15 +215,9 @@ def _with(one: Launch, options: dict[str, int]) -> Launch | None:
     return one._replace(grid=grid, constants=constants, num_warps=num_warps)
 
 
-def run(one: Launch) -> None:
-    """Runs a recorded launch."""
-    options = compiler_options(one.num_warps, dependent=one.constants["DEPENDENT"])
-    one.kernel[one.grid](*one.arguments, **one.constants, **options)
-
-
 def time_us(one: Launch) -> float:
     """Of one launch, in a row of its own kind within a CUDA graph; median of some replays."""
-    run(one)
+    one.run()
     once = replay_us([one], 3)
     count = max(3, min(60, int(LEAST_US / max(once, 1.0))))
     return replay_us([one] * count, ROUNDS) / count
@@ -235,7 +229,7 @@ def replay_us(launches: Sequence[Launch], rounds: int) -> float:
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
         for one in launches:
-            run(one)
+            one.run()
     graph.replay()
     found = []
     for _ in range(rounds):

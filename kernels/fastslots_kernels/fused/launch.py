@@ -25,6 +25,11 @@ class Launch(NamedTuple):
     constants: dict[str, Any]  # the constexpr arguments, by name
     num_warps: int
 
+    def run(self) -> None:
+        """Runs it, where a driver of Triton's is."""
+        options = compiler_options(self.num_warps, dependent=self.constants["DEPENDENT"])
+        self.kernel[self.grid](*self.arguments, **self.constants, **options)
+
 
 _records: list[list[Launch]] = []
 
@@ -66,9 +71,9 @@ def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any
 ) -> None:
     """Runs a kernel, or records it inside of `record_launches`."""
-    constants["DEPENDENT"] = dependent = dependent_launches()
+    constants["DEPENDENT"] = dependent_launches()
+    one = Launch(kernel, grid, arguments, constants, num_warps)
     if _records:
-        _records[-1].append(Launch(kernel, grid, arguments, constants, num_warps))
-        return
-    options = compiler_options(num_warps, dependent=dependent)
-    kernel[grid](*arguments, **constants, **options)
+        _records[-1].append(one)
+    else:
+        one.run()
