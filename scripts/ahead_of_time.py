@@ -74,7 +74,7 @@ def configuration_of(launch: Launch) -> Configuration:
         kernel.fn.__qualname__,
         tuple(signature.items()),
         tuple(constants.items()),
-        tuple((where, tuple(map(tuple, pairs))) for where, pairs in attributes.items() if pairs),
+        tuple((where, tuple(map(tuple, pairs))) for where, pairs in attributes.items()),
         launch.num_warps,
         launch.constants["DEPENDENT"],
     )
@@ -86,6 +86,24 @@ def compile_configuration(configuration: Configuration, chip: str) -> Resources:
     Raises:
         Exception: If Triton cannot compile it, of whatever type Triton chose.
     """
+    compiled = _compiled(configuration, chip)
+    return _read(
+        compiled.asm["cubin"],
+        compiled.metadata.shared,
+        getattr(compiled.metadata, "tmem_size", None) or 0,
+    )
+
+
+def build(configuration: Configuration, chip: str) -> str:
+    """As `compile_configuration`; returns the name of its folder in Triton's cache."""
+    (path,) = (
+        p for p in _compiled(configuration, chip).metadata_group.values() if p.endswith(".json")
+    )
+    return Path(path).parent.name
+
+
+def _compiled(configuration: Configuration, chip: str) -> Any:
+    """Asks as Triton itself does at a launch, down to empty lists of attributes: they are in the key."""
     kernel = getattr(importlib.import_module(configuration.module), configuration.kernel)
     source = ASTSource(
         kernel,
@@ -94,16 +112,8 @@ def compile_configuration(configuration: Configuration, chip: str) -> Resources:
         attrs={where: [list(pair) for pair in pairs] for where, pairs in configuration.attributes},
     )
     target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
-    compiled = triton.compile(
-        source,
-        target,
-        compiler_options(configuration.num_warps, dependent=configuration.dependent),
-    )
-    return _read(
-        compiled.asm["cubin"],
-        compiled.metadata.shared,
-        getattr(compiled.metadata, "tmem_size", None) or 0,
-    )
+    options = compiler_options(configuration.num_warps, dependent=configuration.dependent)
+    return triton.compile(source, target, options)
 
 
 def compile_all(

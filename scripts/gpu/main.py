@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 from gpu.job import Job, Skip
 from gpu.runner import BACK, SCRIPTS, Run, pack, run_stages
 from gpu.stages import CALLS, STAGES, Stage
+
+PREPARE = Path(__file__).with_name("prepare.py")
 
 DESCRIPTION = """\
 All that needs a GPU, for a machine that is there for a few minutes and keeps nothing.
@@ -77,8 +80,10 @@ def main(command: list[str] | None = None) -> int:
     """Runs the program; returns the exit code."""
     flags = parse(command)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end with the program
-    if flags.command in ("prepare", "report"):
-        return int(importlib.import_module(f"gpu.{flags.command}").main(flags.rest))
+    if flags.command == "prepare":
+        return subprocess.run([sys.executable, str(PREPARE), *flags.rest]).returncode
+    if flags.command == "report":
+        return int(importlib.import_module("gpu.report").main(flags.rest))
     if flags.command == "stage":
         return _run_one(STAGES[flags.name], flags)
     try:
@@ -94,7 +99,7 @@ def _run_all(flags: argparse.Namespace) -> int:
     output: Path = (flags.output or SCRIPTS.parent / "runs" / name).resolve()
     output.mkdir(parents=True, exist_ok=True)
     if flags.cache is not None:
-        _unpack(flags.cache)
+        _use_kernels(flags.cache)
     environment = _environment(flags)
     archives = (flags.archives or output / BACK).resolve()
     started = time.strftime("%Y%m%d-%H%M%S")
@@ -149,7 +154,11 @@ def _card_state() -> str:
     return ""
 
 
-def _unpack(cache: Path) -> None:
-    """Into the folder that its paths name: the compiler's cache refers to itself by them."""
-    with tarfile.open(cache) as archive:
-        archive.extractall("/", filter="tar")
+def _use_kernels(archive: Path) -> None:
+    """Lets all stages find the kernels of an archive of `prepare`."""
+    cache = importlib.import_module("gpu.cache")
+    folder = Path(tempfile.mkdtemp(prefix="fastslots-kernels-"))
+    start = time.time()
+    cache.unpack(archive, folder)
+    count = cache.warm(folder, os.cpu_count() or 1)
+    print(f"{count} launchers built in {time.time() - start:.1f} s", flush=True)

@@ -40,7 +40,7 @@ SECOND = (
     Stage("compile", 120),
     Stage("baselines", 90),
     Stage("flat", 30),
-    Stage("slate", 50),
+    Stage("slate", 80),
     Stage("unit_tests_again", 90, "unit_tests"),
     Stage("memcheck", 40),
     Stage("train", 600),

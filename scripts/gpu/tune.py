@@ -91,8 +91,6 @@ class Variant(NamedTuple):
 
 def main(job: Job) -> None:
     """Times every variant on every shape; one row each."""
-    if job.dry_run:
-        raise Skip("there are no tiles to choose on a CPU")
     job.each(SHAPES, lambda shape: _tune(job, shape), most_s=90.0)
     units = [f"{shape} dependent" for shape in SHAPES]
     job.each(units, lambda unit: _compare_dependent(job, unit), most_s=20.0)
@@ -108,6 +106,7 @@ def all_launches(shapes: Sequence[str] = SHAPES) -> Iterator[Launch]:
 
 def _compare_dependent(job: Job, unit: str) -> None:
     """All launches of a training step, one after the other: started early, or after the one before ended."""
+    _needs_a_gpu(job)
     launches = record(WORKLOADS[unit.split()[0]], PRECISIONS[PRECISION], CHIP, str(job.device))
     for name, chosen in (("early", launches), ("after", list(map(_independent, launches)))):
         for one in chosen:
@@ -115,11 +114,17 @@ def _compare_dependent(job: Job, unit: str) -> None:
         job.row(unit, starts=name, launches=len(chosen), us_p50=replay_us(chosen, 20))
 
 
+def _needs_a_gpu(job: Job) -> None:
+    if job.device.type != "cuda":
+        raise Skip("there are no tiles to choose on a CPU")
+
+
 def _independent(one: Launch) -> Launch:
     return one._replace(constants={**one.constants, "DEPENDENT": False})
 
 
 def _tune(job: Job, shape: str) -> None:
+    _needs_a_gpu(job)
     for variant in variants(WORKLOADS[shape], str(job.device)):
         us: float | None = None
         error = ""

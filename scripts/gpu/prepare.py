@@ -1,0 +1,187 @@
+"""Compiles ahead of time what a run on a GPU launches, into one file for a machine with a GPU.
+
+    python scripts/gpu/prepare.py OUTPUT --workers 2
+
+Needs no GPU, but Triton in the version of that machine. What was compiled before is not compiled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import lzma
+import multiprocessing
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(path) for path in (HERE, HERE.parent, ROOT, ROOT / "kernels")]
+
+from ahead_of_time import Configuration, build, configuration_of  # noqa: E402 - needs the paths
+from cache import LAUNCHERS, environment, unpack  # noqa: E402
+from fake_gpu import CHIP  # noqa: E402
+from gpu_work import Recorded, all_work  # noqa: E402
+from stub_driver import launch_all  # noqa: E402
+
+ARCHIVE = "kernels.tar.xz"
+MOST_BYTES = 16 * 2**20
+
+
+class Built(NamedTuple):
+    """What became of one configuration: its folder in the cache, or why it does not compile."""
+
+    folder: str
+    failure: str
+    seconds: float
+
+
+def prepare(output: Path, workers: int, work: Iterable[Recorded] | None = None) -> int:
+    """Compiles all work into OUTPUT/kernels.tar.xz and proves that a run finds all of it there.
+
+    Args:
+        output: Folder; its subfolder ``triton`` keeps what is compiled for the next time.
+        workers: Processes that compile.
+        work: What is launched. Default: everything, which is proved then.
+
+    Returns:
+        0, or 1 if something does not compile or is not found, or the archive is too large.
+    """
+    start = time.monotonic()
+    found: dict[Configuration, str] = {}
+    problems = []
+    for name, launches, failure in all_work() if work is None else work:
+        problems += [f"{name}: {failure}"] if failure else []
+        for launch in launches:
+            found.setdefault(configuration_of(launch), name)
+    print(f"{len(found)} configurations, recorded in {time.monotonic() - start:.0f} s", flush=True)
+
+    start = time.monotonic()
+    store = output / "triton"
+    built = _build_all(list(found), store, workers)
+    for configuration, one in built.items():
+        if one.failure:
+            problems.append(f"{found[configuration]}: {configuration.kernel}: {one.failure}")
+    seconds = [one.seconds for one in built.values() if one.seconds]
+    print(
+        f"{len(seconds)} compiled in {time.monotonic() - start:.0f} s, {_mean(seconds):.1f} s each"
+    )
+
+    archive = output / ARCHIVE
+    count = _pack(built, store, archive)
+    size = archive.stat().st_size
+    print(f"{archive}: {count} kernels, {size / 2**20:.1f} MiB")
+    if size > MOST_BYTES:
+        problems.append(f"{archive} has {size} bytes; at most {MOST_BYTES}")
+    if work is None:
+        problems += prove(archive)
+    for problem in problems:
+        print(f"prepare: {problem}", file=sys.stderr)
+    return int(bool(problems))
+
+
+def prove(archive: Path) -> list[str]:
+    """Does all work with a stub driver in a fresh process; returns what it found wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(archive, Path(folder))
+        program = "import sys, prepare; sys.exit(prepare.find_all(sys.argv[1], prepare.all_work()))"
+        command = [sys.executable, "-c", program, folder]
+        variables = os.environ | environment(Path(folder))
+        run = subprocess.run(command, cwd=HERE, env=variables, check=False)
+    return ["not all is in the archive"] if run.returncode else []
+
+
+def find_all(folder: str, work: Iterable[Recorded]) -> int:
+    """Launches with a stub driver what is to be in the cache that this process uses.
+
+    Returns:
+        0, or 1 if something is not there, or cannot be launched.
+    """
+    before = _entries(folder)
+    launches = [launch for recorded in work for launch in recorded.launches]
+    errors = launch_all(launches)
+    new = sorted(_entries(folder) - before)
+    print(f"{len(launches)} launches with a stub driver: {len(new)} new entries", *errors, sep="\n")
+    return int(bool(errors or new))
+
+
+def _entries(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def _build_all(
+    configurations: list[Configuration], store: Path, workers: int
+) -> dict[Configuration, Built]:
+    store.mkdir(parents=True, exist_ok=True)
+    spawn = multiprocessing.get_context("spawn")  # compilers start threads, which a fork would lose
+    before = dict(os.environ)
+    os.environ.update(environment(store), TRITON_STORE_BINARY_ONLY="1")
+    try:
+        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+            return dict(
+                zip(configurations, pool.map(_build_one, configurations, chunksize=4), strict=True)
+            )
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _build_one(configuration: Configuration) -> Built:
+    start = time.monotonic()
+    try:
+        folder = build(configuration, CHIP)
+    except Exception as error:  # each part of Triton raises its own
+        return Built("", f"{type(error).__name__}: {error}", time.monotonic() - start)
+    return Built(str(folder), "", time.monotonic() - start)
+
+
+def _pack(built: dict[Configuration, Built], store: Path, archive: Path) -> int:
+    """Machine code and metadata, and for `warm` the types of arguments."""
+    good = {one.folder: key for key, one in built.items() if not one.failure}
+    # Kernels of a name side by side, since they have much in common.
+    folders = sorted(good, key=lambda folder: (good[folder].kernel, folder))
+    signatures = sorted({tuple(launcher_types(key)) for key in good.values()})
+    with (
+        lzma.open(archive, "wb", preset=9) as compressed,
+        tarfile.open(fileobj=compressed, mode="w") as file,
+    ):
+        for folder in folders:
+            for suffix in ("cubin", "json"):
+                name = f"{folder}/{good[folder].kernel}.{suffix}"
+                _add(file, name, (store / name).read_bytes())
+        _add(file, LAUNCHERS, json.dumps(signatures).encode())
+    return len(folders)
+
+
+def launcher_types(configuration: Configuration) -> list[str]:
+    """All pointers are alike to a launcher."""
+    return ["*i8" if kind[0] == "*" else kind for _, kind in configuration.signature]
+
+
+def _add(file: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    file.addfile(entry, io.BytesIO(data))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path, help="folder of the archive, and of Triton's cache")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: %(default)s")
+    flags = parser.parse_args()
+    sys.exit(prepare(flags.output.resolve(), flags.workers))
