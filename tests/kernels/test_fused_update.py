@@ -130,7 +130,7 @@ def expected_gates(p: Problem) -> dict[str, Tensor]:
     return {
         "gates": torch.stack([reset, keep, new, from_hidden]),
         "output": (1 - keep) * new + keep * p.slots,
-        "reduced": reduced,
+        "reduced": F.pad(reduced, (0, p.sizes.sums_size - reduced.shape[1])),
     }
 
 
@@ -147,7 +147,7 @@ def expected_update(p: Problem) -> dict[str, Tensor]:
 
 
 def run_update(p: Problem, *, in_place: bool = False, stop: int = 0) -> dict[str, Tensor]:
-    """All outputs of `update_slots`, the sums without their padding."""
+    """All outputs of `update_slots`."""
     with poisoned_memory():
         slots = p.slots.clone()
         new = slots if in_place else torch.empty_like(slots)
@@ -171,7 +171,6 @@ def run_update(p: Problem, *, in_place: bool = False, stop: int = 0) -> dict[str
             gates=gates,
         )
     assert rest.isnan().all()
-    reduced = reduced[:, : p.sizes.virtual * (p.sizes.input_size + 1)]
     found = {"slots": new, "residual": residual, "reduced": reduced}
     return found | {f"gate {i}": gate for i, gate in enumerate(gates.chunk(4))} | keys._asdict()
 

@@ -113,9 +113,8 @@ def run_iterations(
         taken = num_iterations if tolerance is None else 1
         used = torch.full((), taken, dtype=torch.int64, device=inputs.device)
         return slots.new_empty(slots.shape, dtype=call.accumulator), used, normed
-    # A copy, since iterations write the new slots where the old ones were.
-    state = call.rows(slots).clone()
-    device = inputs.device
+    initial = call.rows(slots)
+    state, device = torch.empty_like(initial), inputs.device
     used = torch.full((), 0 if tolerance else num_iterations, dtype=torch.int64, device=device)
     watch = None
     if tolerance is not None:
@@ -124,7 +123,7 @@ def run_iterations(
     stop_flag = None if watch is None else watch.stop
 
     scratch, keys = torch.empty_like(state), call.new_keys()
-    call.make_keys(state, keys)
+    call.make_keys(initial, keys)
     for iteration in range(num_iterations):
         if iteration == 0:
             sums = call.new_sums(call.attend_plan(None))
@@ -137,7 +136,7 @@ def run_iterations(
         last = iteration == num_iterations - 1
         update_slots(
             few_splits(sums),
-            state,
+            initial if iteration == 0 else state,
             state,
             scratch,
             None if last else keys,
@@ -178,7 +177,7 @@ def run_step(
         attn = call.inputs.new_empty(shape, dtype=attn_dtype)
     run_attend(call, keys, sums, normed=normed, attn=attn)
     new, scratch = torch.empty_like(old), torch.empty_like(old)
-    reduced = call.new_sums().zero_()  # its padding is nobody's, but leaves with an operator
+    reduced = call.new_sums()
     gates = old.new_empty(4, *old.shape)
     update_slots(
         few_splits(sums),

@@ -95,7 +95,7 @@ def update_slots(
         precision: Of the products: ``"ieee"`` or ``"tf32"``.
         residual: Receives ``Σ (new - slots)²`` and ``Σ new²`` of every row, ``[R, 2]``.
         stop: int32 flag on the device: unless it is 0, nothing is written.
-        reduced: Receives the sums over all splits, ``[B, sums_size]``, but for the padding.
+        reduced: Receives the sums over all splits, ``[B, sums_size]``, with zeros for padding.
         gates: Receives those of the GRU, ``[4, R, D]``: reset, keep, new, and what the reset gate multiplies.
     """
     if sizes.rows == 0:

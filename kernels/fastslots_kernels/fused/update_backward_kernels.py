@@ -69,8 +69,7 @@ def mlp_gru_backward(
     slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
     keep = tl.load(keep_ptr, mask=wide, other=0.0)
     new = tl.load(new_ptr, mask=wide, other=0.0)
-    output = (1 - keep) * new + keep * slots
-    normed, rstd = layer_norm(output, wide, D, EPS)
+    normed, _ = layer_norm((1 - keep) * new + keep * slots, wide, D, EPS)
     norm_weight = tl.load(norm_weight_ptr + d, mask=columns, other=0.0)[None, :]
     norm_bias = tl.load(norm_bias_ptr + d, mask=columns, other=0.0)[None, :]
     mlp_in = (normed * norm_weight + norm_bias).to(tile)
@@ -97,16 +96,19 @@ def mlp_gru_backward(
         tl.store(d_hidden_ptr + hidden_at, d_hidden_tile, mask=stored)
         tl.store(vectors + 8 * D + m, tl.sum(d_hidden, 0), mask=m < M)
 
-    d_new = tl.load(d_new_ptr + at, mask=valid, other=0.0)  # again: registers are scarce above
+    # Again, since registers are scarce above.
+    d_new = tl.load(d_new_ptr + at, mask=valid, other=0.0)
+    slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
+    keep = tl.load(keep_ptr, mask=wide, other=0.0)
+    new = tl.load(new_ptr, mask=wide, other=0.0)
+    normed, rstd = layer_norm((1 - keep) * new + keep * slots, wide, D, EPS)
+    norm_weight = tl.load(norm_weight_ptr + d, mask=columns, other=0.0)[None, :]
     tl.store(vectors + d, tl.sum(d_mlp_in * normed, 0), mask=columns)
     tl.store(vectors + D + d, tl.sum(d_mlp_in, 0), mask=columns)
     tl.store(vectors + 8 * D + M + d, tl.sum(d_new, 0), mask=columns)
     d_output = d_new + layer_norm_backward(d_mlp_in * norm_weight, normed, rstd, D)
 
-    slots = tl.load(slots_ptr + at, mask=wide, other=0.0)
     reset = tl.load(reset_ptr, mask=wide, other=0.0)
-    keep = tl.load(keep_ptr, mask=wide, other=0.0)
-    new = tl.load(new_ptr, mask=wide, other=0.0)
     from_hidden = tl.load(from_hidden_ptr, mask=wide, other=0.0)
     tl.store(d_slots_ptr + at, d_output * keep, mask=valid)
     d_gate_new = d_output * (1 - keep) * (1 - new * new)

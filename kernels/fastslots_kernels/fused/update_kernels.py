@@ -83,6 +83,10 @@ def gru_columns(
     new = zeros + load_row(bias_ih_ptr + 2 * D, valid_d)
     from_hidden = zeros + load_row(bias_hh_ptr + 2 * D, valid_d)
 
+    if STORE_SUMS:
+        at_padding = num_slots * (width + H) + tl.arange(0, 16)[None, :]
+        last = once[:, None] & (slot == num_slots - 1) & (at_padding < sums_size)
+        tl.store(reduced_ptr + at_padding, 0.0, mask=last)
     for h in range(H):
         at_total = num_slots * width + slot * H + h
         total = sum_splits(sums_ptr + at_total, valid_row[:, None], NUM_SPLITS, sums_size)
