@@ -148,7 +148,7 @@ def update_backward(
         sizes.sums_size,
         BLOCK_C=padded(sizes.input_size),
         BLOCK_D=padded(sizes.slot_size),
-        BLOCK_GATES=_chunk(3 * sizes.slot_size, columns, w),
+        BLOCK_GATES=_chunk(3 * sizes.slot_size, columns, w, 32 if w.values.itemsize == 2 else 16),
         STAGES=_stages(columns, w),
         **constants,
     )
@@ -270,7 +270,7 @@ def _stages(columns: int, w: FoldedWeights) -> int:
     return 3 if padded(columns) * w.values.element_size() <= 1024 else 1
 
 
-def _chunk(size: int, columns: int, w: FoldedWeights) -> int:
-    """How much of `size` is done at a time: 16 KiB of a weight with so many columns, 16 to 64 of them."""
-    chunk = 2**14 // (padded(columns) * w.values.element_size())
+def _chunk(size: int, columns: int, w: FoldedWeights, kib: int = 16) -> int:
+    """How much of `size` is done at a time: `kib` of a weight with so many columns, 16 to 64 of them."""
+    chunk = kib * 1024 // (padded(columns) * w.values.itemsize)
     return min(64, max(16, chunk), padded(size))
