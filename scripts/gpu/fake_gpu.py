@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 
+from fastslots import noise
 from fastslots_kernels.fused import forward, launch, limits, ops
 from fastslots_kernels.fused.launch import Launch, record_launches
 
@@ -97,6 +98,7 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     yield FakeTensor, "is_cuda", True
     yield fake_tensor, "init_gpu_context", lambda _: None
     yield nn.Module, "_apply", _apply
+    yield noise, "_fuses", lambda _: False  # its kernel is not launched as the others are
     yield limits, "_why_not_device", lambda _: None
     yield forward, "_num_processors", lambda _: PROCESSORS
     yield launch, "dependent_launches", lambda: True

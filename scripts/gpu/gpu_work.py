@@ -6,7 +6,6 @@ import io
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, redirect_stdout, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -14,29 +13,26 @@ from unittest import mock
 import gradcheck_arguments
 import gradient_table
 import pytest
+import smoke
 import torch
 import tune
 from fake_gpu import CPU, distinct, fake_gpu, record
 
-from fastslots.benchmark import PRESETS
 from fastslots.benchmark.calls import Call, Problem
 from fastslots.benchmark.cases import GRADIENTS
 from fastslots.benchmark.precision import matmul_precision
-from fastslots.benchmark.providers import MODES, Provider
-from fastslots.benchmark.slate_cases import PRECISIONS, StepCase, StepProvider
+from fastslots.benchmark.providers import Provider
+from fastslots.benchmark.slate_cases import StepCase, StepProvider
 from fastslots.benchmark.slate_step import Step
 from fastslots.slate import SLATEConfig
 from fastslots_kernels.fused.launch import Launch, record_launches
+from gpu.shapes import ITERATIONS, case_of
 
 TESTS = str(Path(__file__).parents[2] / "tests" / "kernels" / "test_gpu.py")
-# What gradcheck is run on: SLATE's shape, one that is no multiple of anything, and a tiny one.
-SHAPES = {
-    "slate": "--batch 8 --inputs 256 --input-size 192 --slots 6 --slot-size 192 --mlp 192",
-    "ragged": "--batch 3 --inputs 101 --input-size 40 --slots 5 --slot-size 24 --mlp 56 --heads 3 --masked",
-    "smallest": "--batch 2 --inputs 40 --input-size 16 --slots 3 --slot-size 16 --mlp 16 --iterations 1",
-}
+SMALLEST = "--batch 2 --inputs 40 --input-size 16 --slots 3 --slot-size 16 --mlp 16 --iterations 1"
 # More iterations launch nothing else.
-ITERATIONS = (1, 2, 3, 7)
+COUNTS = (1, 2, 3, 7)
+SLATE = ((50, 64), (50, 128), (32, 64))  # images and pixels
 
 
 class Recorded(NamedTuple):
@@ -48,12 +44,14 @@ class Recorded(NamedTuple):
 
 
 def all_work() -> Iterator[Recorded]:
-    """Everything."""
-    yield from gpu_tests()
-    for name, work in itertools.chain(gradchecks(), benchmarks(), training_steps()):
+    """Everything, what is run first first."""
+    for name, work in itertools.chain(benchmarks(), checks()):
         yield Recorded(name, record(work))
     for shape in tune.SHAPES:
         yield Recorded(f"tune {shape}", distinct(list(tune.all_launches([shape]))))
+    for name, work in itertools.chain(training_steps(), gradchecks()):
+        yield Recorded(name, record(work))
+    yield from gpu_tests()
 
 
 def gpu_tests(arguments: tuple[str, ...] = ()) -> Iterator[Recorded]:
@@ -69,50 +67,51 @@ def gpu_tests(arguments: tuple[str, ...] = ()) -> Iterator[Recorded]:
 
 
 def gradchecks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of `gradcheck`: the shapes, in all dtypes."""
-    for shape, gradient in itertools.product(SHAPES, ("neumann", "unrolled")):
-        for dtype in (*gradcheck_arguments.DTYPES, "tf32"):
-            arguments = gradcheck_arguments.parse([*SHAPES[shape].split(), "--gradient", gradient])
+    """Of `gradcheck`, under the sanitizers."""
+    for gradient in ("neumann", "unrolled"):
+        arguments = gradcheck_arguments.parse([*SMALLEST.split(), "--gradient", gradient])
 
-            def work(arguments: Any = arguments, dtype: str = dtype) -> None:
-                problem = gradient_table.make_problem(arguments, CPU)
-                with matmul_precision(dtype):
-                    name = "float32" if dtype == "tf32" else dtype
-                    problem.to(getattr(torch, name)).results("triton")
+        def work(arguments: Any = arguments) -> None:
+            gradient_table.make_problem(arguments, CPU).to(torch.float32).results("triton")
 
-            yield f"gradcheck {shape} {gradient} {dtype}", work
+        yield f"gradcheck {gradient}", work
+
+
+def checks() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Of the stage that compares with float64."""
+    for name, check in smoke.CHECKS.items():
+
+        def work(check: smoke.Check = check) -> None:
+            smoke.results(check, smoke.make_check(check, CPU), "triton")
+
+        yield f"smoke {name}", work
 
 
 def benchmarks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of the benchmarks: every shape, precision and way to take gradients."""
-    for cases, precision, mode in itertools.product(
-        PRESETS.values(), ("bf16", "tf32", "ieee"), MODES
-    ):
-        for case in cases:
+    """Of the benchmarks: every shape and way to take gradients."""
+    for shape, mode in itertools.product(ITERATIONS, ("no-grad", "implicit")):
 
-            def work(case: Any = case, precision: str = precision, mode: str = mode) -> None:
-                problem = Problem.make(replace(case, precision=precision), CPU)
-                with matmul_precision(precision):
-                    for count in ITERATIONS:
-                        Call(Provider("triton", mode), problem, count).run()
+        def work(shape: str = shape, mode: str = mode) -> None:
+            case = case_of(shape, tiny=False)
+            problem = Problem.make(case, CPU)
+            with matmul_precision(case.precision):
+                for count in COUNTS:
+                    Call(Provider("triton", mode), problem, count).run()
 
-            yield f"benchmark {case.name} {precision} {mode}", work
+        yield f"benchmark {shape} {mode}", work
 
 
 def training_steps() -> Iterator[tuple[str, Callable[[], object]]]:
     """Of SLATE, at the demo's and the papers' sizes."""
-    for (size, slots), gradient, precision in itertools.product(
-        ((32, 6), (64, 6), (96, 6), (128, 6), (128, 12)), GRADIENTS, PRECISIONS
-    ):
+    for (batch, size), gradient in itertools.product(SLATE, GRADIENTS):
 
         def work(
             size: int = size,
-            slots: int = slots,
+            batch: int = batch,
             gradient: str = gradient,
-            precision: str = precision,
         ) -> None:
-            config = SLATEConfig(image_size=size, num_slots=slots, vocab_size=64)
-            step = Step(StepProvider("fastslots", gradient), StepCase(config, 50, precision), CPU)
+            config = SLATEConfig(image_size=size, vocab_size=64)
+            step = Step(StepProvider("fastslots", gradient), StepCase(config, batch, "bf16"), CPU)
             found: list[Any] = []
 
             def keep(module: Any, inputs: Any, outputs: Any) -> None:
@@ -124,7 +123,7 @@ def training_steps() -> Iterator[tuple[str, Callable[[], object]]]:
                 step.forward()
             found[0].sum().backward()  # the slots: the loss needs nothing else of slot attention
 
-        yield f"SLATE {size} pixels {slots} slots {gradient} {precision}", work
+        yield f"SLATE {batch} images of {size} pixels {gradient}", work
 
 
 class _Seen(Exception):
