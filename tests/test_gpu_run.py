@@ -123,6 +123,7 @@ def stage_program(monkeypatch):
     return use
 
 
+@pytest.mark.slow
 def test_units_that_fail_hang_or_crash_do_not_stop_the_others(tmp_path, stage_program):
     stage_program(TROUBLED)
     runner, run = module("runner"), make_run(tmp_path)
@@ -145,6 +146,7 @@ def test_units_that_fail_hang_or_crash_do_not_stop_the_others(tmp_path, stage_pr
     assert "Timeout" in log  # where the one that hangs stood
 
 
+@pytest.mark.slow
 def test_a_stage_ends_in_its_time_with_all_that_it_started(tmp_path, stage_program):
     stage_program(ENDLESS)
     start = time.time()
@@ -242,6 +244,7 @@ def test_files_are_packed_as_one_but_large_ones(tmp_path, monkeypatch):
         assert archive.getnames() == ["a.jsonl", "train/b.png"]
 
 
+@pytest.mark.slow
 def test_tests_of_a_gpu_are_rows_and_a_poisoned_worker_is_replaced(tmp_path):
     """In a process of its own: pytest runs in this one."""
     pytest.importorskip("xdist")
@@ -300,6 +303,7 @@ def test_says_that_there_is_no_gpu(tmp_path, monkeypatch, capsys):
     assert "gpu_run: device 'cuda' is not there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_dry_run_goes_through_every_stage(tmp_path):
     """What needs a GPU is skipped, never passed."""
