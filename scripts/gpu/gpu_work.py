@@ -27,6 +27,7 @@ from fastslots.benchmark.slate_cases import PRECISIONS, StepCase, StepProvider
 from fastslots.benchmark.slate_step import Step
 from fastslots.slate import SLATEConfig
 from fastslots_kernels.fused.launch import Launch, record_launches
+from gpu import smoke
 
 TESTS = str(Path(__file__).parents[2] / "tests" / "kernels" / "test_gpu.py")
 # What gradcheck is run on: SLATE's shape, one that is no multiple of anything, and a tiny one.
@@ -50,7 +51,7 @@ class Recorded(NamedTuple):
 def all_work() -> Iterator[Recorded]:
     """Everything."""
     yield from gpu_tests()
-    for name, work in itertools.chain(gradchecks(), benchmarks(), training_steps()):
+    for name, work in itertools.chain(smoke_checks(), gradchecks(), benchmarks(), training_steps()):
         yield Recorded(name, record(work))
     for shape in tune.SHAPES:
         yield Recorded(f"tune {shape}", distinct(list(tune.all_launches([shape]))))
@@ -66,6 +67,16 @@ def gpu_tests(arguments: tuple[str, ...] = ()) -> Iterator[Recorded]:
     if not recorder.found:
         raise RuntimeError(f"no test of {TESTS} was run:\n{printed.getvalue()}")
     yield from recorder.found
+
+
+def smoke_checks() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Of the stage that comes first."""
+    for name, check in smoke.CHECKS.items():
+
+        def work(check: smoke.Check = check) -> None:
+            smoke.results(check, smoke.make_check(check, CPU), "triton")
+
+        yield f"smoke {name}", work
 
 
 def gradchecks() -> Iterator[tuple[str, Callable[[], object]]]:
