@@ -102,6 +102,11 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     yield limits, "_why_not_device", lambda _: None
     yield forward, "_num_processors", lambda _: PROCESSORS
     yield launch, "dependent_launches", lambda: True
+    yield (
+        noise,
+        "_fuses",
+        lambda _: False,
+    )  # its kernel is launched by itself, and can not be recorded
     for operator in vars(ops).values():
         if isinstance(operator, CustomOpDef):
             yield operator, "_abstract_fn", _on_gpu(operator._init_fn)
