@@ -25,6 +25,7 @@ from fastslots.benchmark.precision import matmul_precision
 from fastslots.benchmark.providers import MODES, Provider
 from fastslots.benchmark.slate_cases import PRECISIONS, StepCase, StepProvider
 from fastslots.benchmark.slate_step import Step
+from fastslots.cli.train import CPU_SETTINGS
 from fastslots.slate import SLATEConfig
 from fastslots_kernels.fused.launch import Launch, record_launches
 
@@ -100,19 +101,15 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def training_steps() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of SLATE, at the demo's and the papers' sizes."""
-    for (size, slots), gradient, precision in itertools.product(
-        ((32, 6), (64, 6), (96, 6), (128, 6), (128, 12)), GRADIENTS, PRECISIONS
-    ):
+    """Of SLATE, at the papers' sizes and at those of `fastslots train` on a CPU."""
+    sizes = itertools.product((32, 64, 96, 128), (6, 12))
+    models = [(SLATEConfig(image_size=size, num_slots=slots), 50) for size, slots in sizes]
+    models.append((SLATEConfig(**CPU_SETTINGS["model"]), CPU_SETTINGS["recipe"]["batch_size"]))
+    for (config, batch), gradient, precision in itertools.product(models, GRADIENTS, PRECISIONS):
+        case = StepCase(replace(config, num_decoder_blocks=1, vocab_size=64), batch, precision)
 
-        def work(
-            size: int = size,
-            slots: int = slots,
-            gradient: str = gradient,
-            precision: str = precision,
-        ) -> None:
-            config = SLATEConfig(image_size=size, num_slots=slots, vocab_size=64)
-            step = Step(StepProvider("fastslots", gradient), StepCase(config, 50, precision), CPU)
+        def work(case: StepCase = case, gradient: str = gradient) -> None:
+            step = Step(StepProvider("fastslots", gradient), case, CPU)
             found: list[Any] = []
 
             def keep(module: Any, inputs: Any, outputs: Any) -> None:
@@ -124,7 +121,10 @@ def training_steps() -> Iterator[tuple[str, Callable[[], object]]]:
                 step.forward()
             found[0].sum().backward()  # the slots: the loss needs nothing else of slot attention
 
-        yield f"SLATE {size} pixels {slots} slots {gradient} {precision}", work
+        yield (
+            f"SLATE {case.name} batch {batch}, {config.num_slots} slots {gradient} {precision}",
+            work,
+        )
 
 
 class _Seen(Exception):

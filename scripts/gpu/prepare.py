@@ -126,13 +126,18 @@ def _build_all(
     before = dict(os.environ)
     os.environ.update(environment(store), TRITON_STORE_BINARY_ONLY="1")
     try:
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        with ProcessPoolExecutor(workers, spawn, _quiet, (str(store / "errors.txt"),)) as pool:
             return dict(
                 zip(configurations, pool.map(_build_one, configurations, chunksize=4), strict=True)
             )
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _quiet(log: str) -> None:
+    """A compiler that fails prints its whole program."""
+    os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
 
 
 def _build_one(configuration: Configuration) -> Built:
