@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -13,26 +14,26 @@ from unittest import mock
 import gradcheck_arguments
 import gradient_table
 import pytest
-import smoke
 import torch
-import tune
-from fake_gpu import CPU, distinct, fake_gpu, record
 
-from fastslots.benchmark.calls import Call, Problem
+from fastslots.benchmark import Call, Problem, Provider
 from fastslots.benchmark.cases import GRADIENTS
 from fastslots.benchmark.precision import matmul_precision
-from fastslots.benchmark.providers import Provider
-from fastslots.benchmark.slate_cases import StepCase, StepProvider
+from fastslots.benchmark.providers import MODES
+from fastslots.benchmark.slate_cases import StepCase, StepProvider, step_cases
 from fastslots.benchmark.slate_step import Step
-from fastslots.slate import SLATEConfig
+from fastslots.comparison import measure
+from fastslots.comparison.settings import Settings
+from fastslots.slate import SLATE, SLATEConfig
+from fastslots.training.validation import slot_sums, validation_keys
 from fastslots_kernels.fused.launch import Launch, record_launches
-from gpu.shapes import ITERATIONS, case_of
+from gpu import memcheck, shapes, slate, smoke, tune
+from gpu.fake_gpu import CPU, distinct, fake_gpu, record
 
 TESTS = str(Path(__file__).parents[2] / "tests" / "kernels" / "test_gpu.py")
-SMALLEST = "--batch 2 --inputs 40 --input-size 16 --slots 3 --slot-size 16 --mlp 16 --iterations 1"
-# More iterations launch nothing else.
-COUNTS = (1, 2, 3, 7)
-SLATE = ((50, 64), (50, 128), (32, 64))  # images and pixels
+COUNTS = (1, 2, 3, 7)  # of iterations: more launch nothing else
+
+Work = tuple[str, Callable[[], object]]
 
 
 class Recorded(NamedTuple):
@@ -44,14 +45,12 @@ class Recorded(NamedTuple):
 
 
 def all_work() -> Iterator[Recorded]:
-    """Everything, what is run first first."""
-    for name, work in itertools.chain(benchmarks(), checks()):
+    """Everything."""
+    yield from gpu_tests()
+    for name, work in itertools.chain(checks(), timings(), training_steps(), comparison()):
         yield Recorded(name, record(work))
     for shape in tune.SHAPES:
         yield Recorded(f"tune {shape}", distinct(list(tune.all_launches([shape]))))
-    for name, work in itertools.chain(training_steps(), gradchecks()):
-        yield Recorded(name, record(work))
-    yield from gpu_tests()
 
 
 def gpu_tests(arguments: tuple[str, ...] = ()) -> Iterator[Recorded]:
@@ -66,64 +65,66 @@ def gpu_tests(arguments: tuple[str, ...] = ()) -> Iterator[Recorded]:
     yield from recorder.found
 
 
-def gradchecks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of `gradcheck`, under the sanitizers."""
-    for gradient in ("neumann", "unrolled"):
-        arguments = gradcheck_arguments.parse([*SMALLEST.split(), "--gradient", gradient])
-
-        def work(arguments: Any = arguments) -> None:
-            gradient_table.make_problem(arguments, CPU).to(torch.float32).results("triton")
-
-        yield f"gradcheck {gradient}", work
-
-
-def checks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of the stage that compares with float64."""
+def checks() -> Iterator[Work]:
+    """Against float64, and what the sanitizers watch."""
     for name, check in smoke.CHECKS.items():
 
-        def work(check: smoke.Check = check) -> None:
+        def compare(check: smoke.Check = check) -> None:
             smoke.results(check, smoke.make_check(check, CPU), "triton")
 
-        yield f"smoke {name}", work
+        yield f"smoke {name}", compare
+
+    def smallest() -> None:
+        arguments = gradcheck_arguments.parse(memcheck.SMALLEST.split())
+        problem = gradient_table.make_problem(arguments, CPU)
+        problem.to(torch.float32).results("triton")
+
+    yield "memcheck", smallest
 
 
-def benchmarks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of the benchmarks: every shape and way to take gradients."""
-    for shape, mode in itertools.product(ITERATIONS, ("no-grad", "implicit")):
+def timings() -> Iterator[Work]:
+    """Of iterations and training steps, at every shape."""
+    for shape, mode in itertools.product(shapes.ITERATIONS, MODES):
 
         def work(shape: str = shape, mode: str = mode) -> None:
-            case = case_of(shape, tiny=False)
+            case = shapes.case_of(shape, tiny=False)
             problem = Problem.make(case, CPU)
             with matmul_precision(case.precision):
                 for count in COUNTS:
                     Call(Provider("triton", mode), problem, count).run()
 
-        yield f"benchmark {shape} {mode}", work
+        yield f"times {shape} {mode}", work
 
 
-def training_steps() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of SLATE, at the demo's and the papers' sizes."""
-    for (batch, size), gradient in itertools.product(SLATE, GRADIENTS):
+def training_steps() -> Iterator[Work]:
+    """Of SLATE, and of its models in the comparison of gradients."""
+    cases = step_cases(slate.BATCH_SIZE, slate.IMAGE_SIZES, (slate.VOCAB_SIZE,), "bf16")
+    settings = Settings()
+    for config in settings.configs().values():
+        cases.append(StepCase(config, settings.batch_size, "bf16"))
+    for case, gradient in itertools.product(cases, GRADIENTS):
 
-        def work(
-            size: int = size,
-            batch: int = batch,
-            gradient: str = gradient,
-        ) -> None:
-            config = SLATEConfig(image_size=size, vocab_size=64)
-            step = Step(StepProvider("fastslots", gradient), StepCase(config, batch, "bf16"), CPU)
-            found: list[Any] = []
+        def work(case: StepCase = case, gradient: str = gradient) -> None:
+            few = replace(case, config=replace(case.config, num_decoder_blocks=1))  # all are alike
+            step = Step(StepProvider("fastslots", gradient), few, CPU)
+            step.backward(step.forward())
 
-            def keep(module: Any, inputs: Any, outputs: Any) -> None:
-                found.extend(outputs)
-                raise _Seen
+        yield f"SLATE {case.name} batch {case.batch_size} {gradient}", work
 
-            step.model.slot_attn.register_forward_hook(keep)
-            with suppress(_Seen):
-                step.forward()
-            found[0].sum().backward()  # the slots: the loss needs nothing else of slot attention
 
-        yield f"SLATE {batch} images of {size} pixels {gradient}", work
+def comparison() -> Iterator[Work]:
+    """What is made of held-out scenes."""
+    for name, config in Settings().configs().items():
+
+        def work(config: SLATEConfig = config) -> None:
+            model = SLATE(config).eval()
+            images = torch.empty(measure.AT_A_TIME, 3, config.image_size, config.image_size)
+            keys = validation_keys(0, len(images), 0)
+            with torch.no_grad():
+                out = model(images, 1.0, hard=True, keys=keys)
+                slot_sums(model, out.ids, out.slots, out.attn)
+
+        yield f"comparison {name}", work
 
 
 class _Seen(Exception):
