@@ -142,6 +142,7 @@ def test_an_archive_is_read_as_a_folder_is(report, tmp_path):
     assert [p.name for p in (path.parent / "comparison").iterdir()] == ["comparison.png"]
 
 
+@pytest.mark.slow
 def test_readmes_show_every_card(report, tmp_path, step_rows):
     back, results = tmp_path / "back", tmp_path / "results"
     readme = "<!-- gpu:measured -->\n<!-- /gpu -->\n<!-- gpu:kernels -->\n<!-- /gpu -->\n"

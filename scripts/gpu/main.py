@@ -20,11 +20,12 @@ from gpu.job import Job, Skip
 from gpu.runner import BACK, SCRIPTS, Run, pack, run_stages
 from gpu.stages import CALLS, STAGES, Stage
 
-PREPARE = Path(__file__).with_name("prepare.py")
-
+GPU = SCRIPTS / "gpu"
+MOST_SECONDS_TO_UNPACK = 60.0
 DESCRIPTION = """\
 All that needs a GPU, for a machine that is there for a few minutes and keeps nothing.
 
+    scripts/gpu_run prepare runs/kernels                     # here: compiles all that will be launched
     scripts/gpu_run first --minutes 4 --output runs/gpu      # correctness, times, tests, counters
     scripts/gpu_run second --minutes 8 --output runs/gpu     # tiles, compiled baselines, memory, training
     scripts/gpu_run first --dry-run                          # the same on a CPU, with tiny tensors
@@ -56,7 +57,7 @@ def parse(command: list[str] | None = None) -> argparse.Namespace:
             type=Path,
             help="folder for what is to be brought back; default: OUTPUT/back",
         )
-        add("--cache", type=Path, help="an archive that `prepare` wrote, to be unpacked first")
+        add("--cache", type=Path, help="the archive of `prepare`, unpacked first")
         add("--commit", help="of the sources, where they are no git checkout")
         add("--only", action="append", choices=list(STAGES), help="this stage; repeatable")
         add("--dry-run", action="store_true", help="on a CPU, with tiny tensors")
@@ -81,7 +82,7 @@ def main(command: list[str] | None = None) -> int:
     flags = parse(command)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end with the program
     if flags.command == "prepare":
-        return subprocess.run([sys.executable, str(PREPARE), *flags.rest]).returncode
+        return subprocess.run([sys.executable, str(GPU / "prepare.py"), *flags.rest]).returncode
     if flags.command == "report":
         return int(importlib.import_module("gpu.report").main(flags.rest))
     if flags.command == "stage":
@@ -99,7 +100,7 @@ def _run_all(flags: argparse.Namespace) -> int:
     output: Path = (flags.output or SCRIPTS.parent / "runs" / name).resolve()
     output.mkdir(parents=True, exist_ok=True)
     if flags.cache is not None:
-        _use_kernels(flags.cache)
+        _use_cache(flags.cache)
     environment = _environment(flags)
     archives = (flags.archives or output / BACK).resolve()
     started = time.strftime("%Y%m%d-%H%M%S")
@@ -141,6 +142,22 @@ def _environment(flags: argparse.Namespace) -> dict[str, Any]:
     return {**environment, "commit": None if environment["dirty"] else environment["commit"]}
 
 
+def _use_cache(archive: Path) -> None:
+    """Unpacks compiled kernels for all stages; without them these compile what they launch.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    if not archive.exists():
+        raise FileNotFoundError(f"--cache {archive} is not there")
+    folder = Path(tempfile.mkdtemp(prefix="fastslots-kernels-"))
+    command = [sys.executable, str(GPU / "cache.py"), str(archive), str(folder)]
+    with suppress(subprocess.TimeoutExpired):
+        code = subprocess.run(command, timeout=MOST_SECONDS_TO_UNPACK).returncode
+        print(f"{archive}: unpacked into {folder}, exit code {code}", flush=True)
+    os.environ.update(importlib.import_module("gpu.cache").environment(folder))
+
+
 def _card_state() -> str:
     """Driver, clocks and temperature, where there is a card."""
     program = shutil.which("nvidia-smi")
@@ -152,13 +169,3 @@ def _card_state() -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5)
         return f"\n{fields}: {done.stdout.strip()}"
     return ""
-
-
-def _use_kernels(archive: Path) -> None:
-    """Lets all stages find the kernels of an archive of `prepare`."""
-    cache = importlib.import_module("gpu.cache")
-    folder = Path(tempfile.mkdtemp(prefix="fastslots-kernels-"))
-    start = time.time()
-    cache.unpack(archive, folder)
-    count = cache.warm(folder, os.cpu_count() or 1)
-    print(f"{count} launchers built in {time.time() - start:.1f} s", flush=True)

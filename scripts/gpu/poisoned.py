@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import pytest
 
 ERRORS = ("CUDA error", "Error [CUDA]")
-_poisoned = False
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Notes an error of the driver, after which all that follows in this process may fail."""
-    global _poisoned
-    _poisoned = _poisoned or (
-        report.failed and any(error in str(report.longrepr) for error in ERRORS)
-    )
+def pytest_configure(config: pytest.Config) -> None:
+    """In the workers alone."""
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Ender())
 
 
-def pytest_runtest_logfinish(nodeid: str) -> None:
-    """Ends the worker once the test's report is on its way."""
-    if _poisoned and "PYTEST_XDIST_WORKER" in os.environ:
-        print(f"{nodeid}: the GPU may be unusable, a new worker goes on", file=sys.stderr)
-        os._exit(1)
+class _Ender:
+    def __init__(self) -> None:
+        self.poisoned = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Notes an error of the driver, after which all that follows in this process may fail."""
+        message = str(report.longrepr) if report.failed else ""
+        self.poisoned = self.poisoned or any(error in message for error in ERRORS)
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Ends the worker once the test's report is on its way."""
+        if self.poisoned:
+            os._exit(1)

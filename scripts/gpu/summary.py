@@ -68,20 +68,23 @@ def _smoke(rows: Sequence[Row]) -> list[str]:
 
 
 def _times(rows: Sequence[Row]) -> list[str]:
-    lines = []
+    """A line for each case and gradient: us of every provider, and its speed-up over the eager reference."""
+    by_case: dict[str, list[str]] = {}
+    copies = set()
     for result in (row["result"] for row in rows if "result" in row):
-        share = ""
-        if result["copy_gb_s"] and result["gradient"] == "no-grad":
-            share = f"{result['forward_gb_s'] / result['copy_gb_s']:5.0%} of copy"
-        speedup = f"{result['speedup']:6.2f}x" if result["speedup"] else "      -"
-        lines.append(
-            f"{result['case']:11} {result['gradient']:8} {result['provider']:26} "
-            f"{1e3 * result['both_ms_p50']:9.1f} us {speedup} {share}"
-        )
-    copies = {
-        round(row["result"]["copy_gb_s"]) for row in rows if row.get("result", {}).get("copy_gb_s")
-    }
-    return lines + ([f"copy GB/s: {sorted(copies)}"] if copies else []) + _left_out(rows)
+        name = f"{result['case']} {result['gradient']}"
+        label = result["provider"].replace(" + ", "+").replace("compile", "c").replace("graph", "g")
+        text = f"{label} {1e3 * result['both_ms_p50']:.1f}"
+        if result["speedup"] and result["provider"] != "reference":
+            text += f" ({result['speedup']:.2f}x)"
+        if result["copy_gb_s"] and label == "triton+g" and result["gradient"] == "no-grad":
+            text += f" {result['forward_gb_s'] / result['copy_gb_s']:.0%} of copy"
+            copies.add(f"{result['copy_gb_s']:.0f}")
+        by_case.setdefault(name, []).append(text)
+        if result["gradient_error"] and result["gradient_error"] > 1:
+            by_case[name][-1] += f" GRADIENT OFF {result['gradient_error']:.2g}"
+    lines = [f"{name}: {', '.join(texts)}" for name, texts in by_case.items()]
+    return lines + ([f"copy GB/s: {', '.join(sorted(copies))}"] if copies else []) + _left_out(rows)
 
 
 def _left_out(rows: Sequence[Row]) -> list[str]:
@@ -138,13 +141,11 @@ def _tests(rows: Sequence[Row]) -> list[str]:
 
 
 def _counters(rows: Sequence[Row]) -> list[str]:
-    lines = []
+    lines = [f"shape kernel: {', '.join(COUNTERS)}"]
     for row in (row for row in rows if "counters" in row):
-        values = []
-        for label, name in COUNTERS.items():
-            found = [v for key, v in row["counters"].items() if key.partition(" ")[0] == name]
-            values.append(f"{label} {found[0] if found else '-'}")
-        lines.append(f"{row['unit']:10} {row['kernel'][:36]:36} {', '.join(values)}")
+        found = {key.partition(" ")[0]: value for key, value in row["counters"].items()}
+        values = " ".join(str(found.get(name, "-")) for name in COUNTERS.values())
+        lines.append(f"{row['unit']} {row['kernel'].removesuffix('_kernel')[:28]}: {values}")
     return lines
 
 
@@ -201,8 +202,8 @@ TABLES: tuple[tuple[tuple[str, ...], str, Table], ...] = (
     ),
     (("flat",), "T = 127 over T = 1", _flat),
     (("baselines",), "compiled baselines", _times),
-    (("times",), "medians, forward and backward; speed-up over eager reference", _times),
-    (("times_again",), "medians, forward and backward; speed-up over eager reference", _times),
+    (("times",), "us, medians of forward and backward (g: graph, c: compiled)", _times),
+    (("times_again",), "us, medians of forward and backward (g: graph, c: compiled)", _times),
     (("unit_tests", "unit_tests_again"), "GPU tests", _tests),
     (("smoke", "smoke_again"), "worst error over what rounding explains (at most 1)", _smoke),
     (("tune", "compile", "train"), "other stages", _outcomes),
