@@ -40,7 +40,7 @@ class Configuration(NamedTuple):
     constants: tuple[tuple[tuple[int, ...], Any], ...]  # position, value
     attributes: tuple[tuple[tuple[int, ...], Any], ...]  # position, such as divisibility by 16
     num_warps: int
-    dependent: bool  # whether it starts while the one before it runs
+    dependent: bool | None  # starts while the one before it runs; None: launched by other means
 
 
 class Resources(NamedTuple):
@@ -61,10 +61,8 @@ def configuration_of(launch: Launch) -> Configuration:
         GPUTarget("cuda", 90, 32)
     )  # arguments are specialised alike on all chips
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    keywords = {
-        **launch.constants,
-        **compiler_options(launch.num_warps, dependent=launch.constants["DEPENDENT"]),
-    }
+    dependent = launch.constants.get("DEPENDENT")
+    keywords = {**launch.constants, **_options(launch.num_warps, dependent)}
     bound, specialization, options = bind(*launch.arguments, **keywords)
     _, signature, constants, attributes = kernel._pack_args(
         backend, keywords, bound, specialization, options
@@ -76,7 +74,7 @@ def configuration_of(launch: Launch) -> Configuration:
         tuple(constants.items()),
         tuple((where, tuple(map(tuple, pairs))) for where, pairs in attributes.items()),
         launch.num_warps,
-        launch.constants["DEPENDENT"],
+        dependent,
     )
 
 
@@ -112,8 +110,15 @@ def _compiled(configuration: Configuration, chip: str) -> Any:
         attrs={where: [list(pair) for pair in pairs] for where, pairs in configuration.attributes},
     )
     target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
-    options = compiler_options(configuration.num_warps, dependent=configuration.dependent)
-    return triton.compile(source, target, options)
+    return triton.compile(
+        source, target, _options(configuration.num_warps, configuration.dependent)
+    )
+
+
+def _options(num_warps: int, dependent: bool | None) -> dict[str, Any]:
+    if dependent is None:  # not launched by `launch`
+        return {"num_warps": num_warps}
+    return compiler_options(num_warps, dependent=dependent)
 
 
 def compile_all(

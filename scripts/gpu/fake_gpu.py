@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 
-from fastslots import noise
-from fastslots_kernels.fused import forward, launch, limits, ops
+from fastslots.slate import chunks
+from fastslots_kernels.fused import forward, launch, limits, ops, tables
 from fastslots_kernels.fused.launch import Launch, record_launches
 
 CHIP = "sm_90"
@@ -37,6 +37,14 @@ class Pointer:
     def data_ptr(self) -> int:
         """Multiples of 16 stand for aligned addresses."""
         return self.address
+
+
+class PlainLaunch(Launch):
+    """Of a kernel that is launched by Triton's own means."""
+
+    def run(self) -> None:
+        """Runs it, where a driver of Triton's is."""
+        self.kernel[self.grid](*self.arguments, **self.constants, num_warps=self.num_warps)
 
 
 @contextmanager
@@ -81,6 +89,20 @@ def _pointer(argument: Any) -> Any:
     return Pointer(argument.dtype, int(argument.storage_offset()) * argument.element_size() % 16)
 
 
+@dataclass(frozen=True)
+class _PlainKernel:
+    """Records what Triton itself would launch."""
+
+    kernel: Any
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(*arguments: Any, num_warps: int, **constants: Any) -> None:
+            one = PlainLaunch(self.kernel, grid, arguments, constants, num_warps)
+            launch._records[-1].append(one)
+
+        return run
+
+
 class _Autocast(torch.autocast):
     """Autocast of the GPU, for tensors that pretend to be on the CPU."""
 
@@ -101,11 +123,8 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     yield limits, "_why_not_device", lambda _: None
     yield forward, "_num_processors", lambda _: PROCESSORS
     yield launch, "dependent_launches", lambda: True
-    yield (
-        noise,
-        "_fuses",
-        lambda _: False,
-    )  # its kernel is launched by itself, and can not be recorded
+    yield chunks, "_CPU_ENTRIES", chunks._GPU_ENTRIES
+    yield tables, "_table_kernel", _PlainKernel(tables._table_kernel)
     for operator in vars(ops).values():
         if isinstance(operator, CustomOpDef):
             yield operator, "_abstract_fn", _on_gpu(operator._init_fn)

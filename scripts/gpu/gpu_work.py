@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,29 +15,25 @@ import gradcheck_arguments
 import gradient_table
 import pytest
 import torch
-import tune
-from fake_gpu import CPU, distinct, fake_gpu, record
 
-from fastslots.benchmark import PRESETS
-from fastslots.benchmark.calls import Call, Problem
+from fastslots.benchmark import Call, Problem, Provider
 from fastslots.benchmark.cases import GRADIENTS
 from fastslots.benchmark.precision import matmul_precision
-from fastslots.benchmark.providers import MODES, Provider
-from fastslots.benchmark.slate_cases import PRECISIONS, StepCase, StepProvider
+from fastslots.benchmark.providers import MODES
+from fastslots.benchmark.slate_cases import StepCase, StepProvider, step_cases
 from fastslots.benchmark.slate_step import Step
-from fastslots.slate import SLATEConfig
+from fastslots.comparison import measure
+from fastslots.comparison.settings import Settings
+from fastslots.slate import SLATE, SLATEConfig
+from fastslots.training.validation import slot_sums, validation_keys
 from fastslots_kernels.fused.launch import Launch, record_launches
-from gpu import smoke
+from gpu import memcheck, shapes, slate, smoke, tune
+from gpu.fake_gpu import CPU, distinct, fake_gpu, record
 
 TESTS = str(Path(__file__).parents[2] / "tests" / "kernels" / "test_gpu.py")
-# What gradcheck is run on: SLATE's shape, one that is no multiple of anything, and a tiny one.
-SHAPES = {
-    "slate": "--batch 8 --inputs 256 --input-size 192 --slots 6 --slot-size 192 --mlp 192",
-    "ragged": "--batch 3 --inputs 101 --input-size 40 --slots 5 --slot-size 24 --mlp 56 --heads 3 --masked",
-    "smallest": "--batch 2 --inputs 40 --input-size 16 --slots 3 --slot-size 16 --mlp 16 --iterations 1",
-}
-# More iterations launch nothing else.
-ITERATIONS = (1, 2, 3, 7)
+COUNTS = (1, 2, 3, 7)  # of iterations: more launch nothing else
+
+Work = tuple[str, Callable[[], object]]
 
 
 class Recorded(NamedTuple):
@@ -51,7 +47,7 @@ class Recorded(NamedTuple):
 def all_work() -> Iterator[Recorded]:
     """Everything."""
     yield from gpu_tests()
-    for name, work in itertools.chain(smoke_checks(), gradchecks(), benchmarks(), training_steps()):
+    for name, work in itertools.chain(checks(), timings(), training_steps(), comparison()):
         yield Recorded(name, record(work))
     for shape in tune.SHAPES:
         yield Recorded(f"tune {shape}", distinct(list(tune.all_launches([shape]))))
@@ -69,73 +65,66 @@ def gpu_tests(arguments: tuple[str, ...] = ()) -> Iterator[Recorded]:
     yield from recorder.found
 
 
-def smoke_checks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of the stage that comes first."""
+def checks() -> Iterator[Work]:
+    """Against float64, and what the sanitizers watch."""
     for name, check in smoke.CHECKS.items():
 
-        def work(check: smoke.Check = check) -> None:
+        def compare(check: smoke.Check = check) -> None:
             smoke.results(check, smoke.make_check(check, CPU), "triton")
 
-        yield f"smoke {name}", work
+        yield f"smoke {name}", compare
+
+    def smallest() -> None:
+        arguments = gradcheck_arguments.parse(memcheck.SMALLEST.split())
+        problem = gradient_table.make_problem(arguments, CPU)
+        problem.to(torch.float32).results("triton")
+
+    yield "memcheck", smallest
 
 
-def gradchecks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of `gradcheck`: the shapes, in all dtypes."""
-    for shape, gradient in itertools.product(SHAPES, ("neumann", "unrolled")):
-        for dtype in (*gradcheck_arguments.DTYPES, "tf32"):
-            arguments = gradcheck_arguments.parse([*SHAPES[shape].split(), "--gradient", gradient])
+def timings() -> Iterator[Work]:
+    """Of iterations and training steps, at every shape."""
+    for shape, mode in itertools.product(shapes.ITERATIONS, MODES):
 
-            def work(arguments: Any = arguments, dtype: str = dtype) -> None:
-                problem = gradient_table.make_problem(arguments, CPU)
-                with matmul_precision(dtype):
-                    name = "float32" if dtype == "tf32" else dtype
-                    problem.to(getattr(torch, name)).results("triton")
+        def work(shape: str = shape, mode: str = mode) -> None:
+            case = shapes.case_of(shape, tiny=False)
+            problem = Problem.make(case, CPU)
+            with matmul_precision(case.precision):
+                for count in COUNTS:
+                    Call(Provider("triton", mode), problem, count).run()
 
-            yield f"gradcheck {shape} {gradient} {dtype}", work
-
-
-def benchmarks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of the benchmarks: every shape, precision and way to take gradients."""
-    for cases, precision, mode in itertools.product(
-        PRESETS.values(), ("bf16", "tf32", "ieee"), MODES
-    ):
-        for case in cases:
-
-            def work(case: Any = case, precision: str = precision, mode: str = mode) -> None:
-                problem = Problem.make(replace(case, precision=precision), CPU)
-                with matmul_precision(precision):
-                    for count in ITERATIONS:
-                        Call(Provider("triton", mode), problem, count).run()
-
-            yield f"benchmark {case.name} {precision} {mode}", work
+        yield f"times {shape} {mode}", work
 
 
-def training_steps() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Of SLATE, at the demo's and the papers' sizes."""
-    for (size, slots), gradient, precision in itertools.product(
-        ((32, 6), (64, 6), (96, 6), (128, 6), (128, 12)), GRADIENTS, PRECISIONS
-    ):
+def training_steps() -> Iterator[Work]:
+    """Of SLATE, and of its models in the comparison of gradients."""
+    cases = step_cases(slate.BATCH_SIZE, slate.IMAGE_SIZES, (slate.VOCAB_SIZE,), "bf16")
+    settings = Settings()
+    for config in settings.configs().values():
+        cases.append(StepCase(config, settings.batch_size, "bf16"))
+    for case, gradient in itertools.product(cases, GRADIENTS):
 
-        def work(
-            size: int = size,
-            slots: int = slots,
-            gradient: str = gradient,
-            precision: str = precision,
-        ) -> None:
-            config = SLATEConfig(image_size=size, num_slots=slots, vocab_size=64)
-            step = Step(StepProvider("fastslots", gradient), StepCase(config, 50, precision), CPU)
-            found: list[Any] = []
+        def work(case: StepCase = case, gradient: str = gradient) -> None:
+            few = replace(case, config=replace(case.config, num_decoder_blocks=1))  # all are alike
+            step = Step(StepProvider("fastslots", gradient), few, CPU)
+            step.backward(step.forward())
 
-            def keep(module: Any, inputs: Any, outputs: Any) -> None:
-                found.extend(outputs)
-                raise _Seen
+        yield f"SLATE {case.name} batch {case.batch_size} {gradient}", work
 
-            step.model.slot_attn.register_forward_hook(keep)
-            with suppress(_Seen):
-                step.forward()
-            found[0].sum().backward()  # the slots: the loss needs nothing else of slot attention
 
-        yield f"SLATE {size} pixels {slots} slots {gradient} {precision}", work
+def comparison() -> Iterator[Work]:
+    """What is made of held-out scenes."""
+    for name, config in Settings().configs().items():
+
+        def work(config: SLATEConfig = config) -> None:
+            model = SLATE(config).eval()
+            images = torch.empty(measure.AT_A_TIME, 3, config.image_size, config.image_size)
+            keys = validation_keys(0, len(images), 0)
+            with torch.no_grad():
+                out = model(images, 1.0, hard=True, keys=keys)
+                slot_sums(model, out.ids, out.slots, out.attn)
+
+        yield f"comparison {name}", work
 
 
 class _Seen(Exception):

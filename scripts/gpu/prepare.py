@@ -25,13 +25,14 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(path) for path in (HERE, HERE.parent, ROOT, ROOT / "kernels")]
+sys.path[:0] = [str(path) for path in (HERE.parent, ROOT, ROOT / "kernels")]
 
 from ahead_of_time import Configuration, build, configuration_of  # noqa: E402 - needs the paths
-from cache import LAUNCHERS, environment, unpack  # noqa: E402
-from fake_gpu import CHIP  # noqa: E402
-from gpu_work import Recorded, all_work  # noqa: E402
-from stub_driver import launch_all  # noqa: E402
+
+from gpu.cache import LAUNCHERS, environment, unpack  # noqa: E402
+from gpu.fake_gpu import CHIP  # noqa: E402
+from gpu.gpu_work import Recorded, all_work  # noqa: E402
+from gpu.stub_driver import launch_all  # noqa: E402
 
 ARCHIVE = "kernels.tar.xz"
 MOST_BYTES = 16 * 2**20
@@ -93,10 +94,12 @@ def prove(archive: Path) -> list[str]:
     """Does all work with a stub driver in a fresh process; returns what it found wrong."""
     with tempfile.TemporaryDirectory() as folder:
         unpack(archive, Path(folder))
-        program = "import sys, prepare; sys.exit(prepare.find_all(sys.argv[1], prepare.all_work()))"
+        program = (
+            "import sys; from gpu.prepare import *; sys.exit(find_all(sys.argv[1], all_work()))"
+        )
         command = [sys.executable, "-c", program, folder]
         variables = os.environ | environment(Path(folder))
-        run = subprocess.run(command, cwd=HERE, env=variables, check=False)
+        run = subprocess.run(command, cwd=HERE.parent, env=variables, check=False)
     return ["not all is in the archive"] if run.returncode else []
 
 
@@ -126,13 +129,18 @@ def _build_all(
     before = dict(os.environ)
     os.environ.update(environment(store), TRITON_STORE_BINARY_ONLY="1")
     try:
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        with ProcessPoolExecutor(workers, spawn, _quiet, (str(store / "errors.txt"),)) as pool:
             return dict(
                 zip(configurations, pool.map(_build_one, configurations, chunksize=4), strict=True)
             )
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _quiet(log: str) -> None:
+    """A compiler that fails prints its whole program."""
+    os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
 
 
 def _build_one(configuration: Configuration) -> Built:

@@ -13,7 +13,7 @@ import triton
 
 ROOT = Path(__file__).parents[2]
 GPU = ROOT / "scripts" / "gpu"
-PATHS = [GPU, GPU.parent, ROOT, ROOT / "kernels"]
+PATHS = [GPU.parent, ROOT, ROOT / "kernels"]
 pytestmark = pytest.mark.skipif(
     not triton.__version__.startswith("3.6."), reason="what is prepared is for Triton 3.6"
 )
@@ -23,8 +23,8 @@ COMMON = """
 import sys
 from pathlib import Path
 import torch
-import cache, gpu_work, prepare
-from fake_gpu import Pointer, fake_gpu, record
+from gpu import cache, gpu_work, prepare
+from gpu.fake_gpu import Pointer, fake_gpu, record
 from fastslots import SlotAttention
 
 def attend(size):
@@ -117,8 +117,8 @@ def test_a_fake_gpu_launches_what_the_kernels_launch_for_such_tensors() -> None:
     from kernel_workloads import PRECISIONS, WORKLOADS
     import kernel_workloads
     expected = kernel_workloads.record(WORKLOADS["slate64"], PRECISIONS["mixed"], "sm_90")
-    names = dict(gpu_work.benchmarks())
-    actual = record(names["benchmark slate64 bf16 implicit"])
+    names = dict(gpu_work.timings())
+    actual = record(names["times slate64 implicit"])
     missing = {{configuration_of(one) for one in expected}} - {{configuration_of(one) for one in actual}}
     assert not missing, missing
     assert all(isinstance(one, (Pointer, int, float)) for launch in actual for one in launch.arguments)
