@@ -119,6 +119,19 @@ def test_the_last_run_at_the_last_commit_counts_of_every_stage(report, tmp_path)
     assert {row.both_ms_p50 for row in Results.load(folder / "slot-attention.json").rows} == {1.0}
 
 
+def test_what_is_measured_again_in_a_later_run_replaces_it(report, tmp_path):
+    save(tmp_path, *results_of(9.0, "times"), *results_of(9.0, "times", case="clevr"))
+    save(tmp_path, *results_of(1.0, "times_again", run="2"))
+    save(tmp_path, error("slate64 bf16", "slots", 0.5))
+    save(tmp_path, error("slate64 bf16", "slots", 0.25, run="2") | {"stage": "smoke_again"})
+    report.write([tmp_path], tmp_path / "results")
+    folder = tmp_path / "results" / "h100"
+    rows = Results.load(folder / "slot-attention.json").rows
+    assert {(row.case, row.both_ms_p50) for row in rows} == {("slate64", 1.0), ("clevr", 9.0)}
+    checks = json.loads((folder / "smoke.json").read_text())
+    assert [row["ratio"] for row in checks["rows"]] == [0.25]
+
+
 def test_dry_runs_and_sources_without_a_commit_are_left_out(report, tmp_path, capsys):
     save(tmp_path / "back", error("a", "slots", 0.5, dry_run=True))
     save(tmp_path / "back", error("a", "slots", 0.5, commit=None))

@@ -23,7 +23,7 @@ from gpu.runner import SCRIPTS, SOURCES
 
 ROOT = SCRIPTS.parent
 # Of times measured twice the first is taken: compiled forms stand beside a fused one of the same process.
-TIMES = ("baselines", "times_again", "times", "flat")
+TIMES = ("baselines", "times", "flat")
 # Of other stages, what is kept of the rows that have the first of these.
 DETAILS = {
     "smoke": ("tensor", "unit", "error", "eager_error", "bound", "ratio", "ok"),
@@ -142,17 +142,28 @@ def _skipped(rows: Sequence[Row]) -> list[Skipped]:
 
 
 def _last(rows: Sequence[Row], *stages: str) -> list[Row]:
-    """Rows of stages, in their order, at the last commit, of the last run that tried their unit."""
-    found = [row for stage in stages for row in rows if row["stage"] == stage and "unit" in row]
+    """Rows of stages, in their order, at the last commit, of the last run that tried their unit.
+
+    What a later stage does again (`times_again`) counts as the same stage.
+    """
+    found = [
+        row
+        for stage in stages
+        for row in rows
+        if row["stage"].removesuffix("_again") == stage and "unit" in row
+    ]
     if not found:
         return []
     commit = max(found, key=lambda row: row["run"])["environment"]["commit"]
     found = [row for row in found if row["environment"]["commit"] == commit]
     last: dict[tuple[str, str], str] = {}
     for row in found:
-        key = row["stage"], row["unit"]
-        last[key] = max(last.get(key, ""), row["run"])
-    return [row for row in found if row["run"] == last[row["stage"], row["unit"]]]
+        last[_key(row)] = max(last.get(_key(row), ""), row["run"])
+    return [row for row in found if row["run"] == last[_key(row)]]
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return row["stage"].removesuffix("_again"), row["unit"]
 
 
 def _unpacked(path: Path, folder: Path) -> Path:

@@ -57,8 +57,7 @@ def on_gpu(problem: Problem) -> Problem:
 def problem_for(case: Case, dtype: torch.dtype) -> tuple[Problem, Problem]:
     """The problem, and the same rounded numbers in float64."""
     problem = make_problem(case, dtype)
-    problem, oracle = (on_gpu(steady(p)) for p in (problem, make_problem(case, dtype)))
-    return problem, oracle.to(torch.float64)
+    return on_gpu(steady(problem)), on_gpu(steady(make_problem(case, dtype)).to(torch.float64))
 
 
 def steady(problem: Problem) -> Problem:
