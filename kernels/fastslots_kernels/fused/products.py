@@ -17,7 +17,7 @@ from fastslots_kernels.fused.product_kernels import (
     _weight_gradients_kernel,
 )
 from fastslots_kernels.fused.sizes import Sizes
-from fastslots_kernels.fused.update_backward import KeyGradients, UpdateGradients
+from fastslots_kernels.fused.update_backward import UpdateGradients
 from fastslots_kernels.weights import SlotAttentionWeights
 
 _BLOCK_COPY = 2048
@@ -152,10 +152,8 @@ class WeightGradients(NamedTuple):
 
 
 def weight_gradients(
-    d_new: Tensor,
-    slots: Tensor,
     update: UpdateGradients,
-    keys: KeyGradients,
+    d_plain: Tensor,
     vectors: Tensor,
     sizes: Sizes,
     dtype: torch.dtype,
@@ -164,17 +162,15 @@ def weight_gradients(
     """The matrices' gradients from their factors, and sums of the vectors' over tiles and heads.
 
     Args:
-        d_new: Of the new slots, ``[R, D]``, accumulator's dtype.
-        slots: The slots that entered the step, ``[R, D]``, accumulator's dtype.
         update: Of `update_backward`.
-        keys: Of `keys_backward`.
+        d_plain: Of `keys_backward`.
         vectors: Filled by both.
         sizes: Of the call.
         dtype: Of the weights.
         precision: As in `fold`.
     """
     c, d, m, width = sizes.input_size, sizes.slot_size, sizes.mlp_size, sizes.width
-    blocks = rows_blocks(keys.d_plain.dtype)
+    blocks = rows_blocks(d_plain.dtype)
     num_vectors = vectors.shape[1] - 2 * (width - c)
     outputs = WeightGradients(
         vectors.new_empty(d, width),
@@ -195,15 +191,15 @@ def weight_gradients(
     launch(
         _weight_gradients_kernel,
         (sum(programs.values()),),
-        keys.normed,
-        keys.d_plain,
+        update.normed_slots,
+        d_plain,
         update.d_input_gates,
         update.averaged,
         update.d_hidden_gates,
-        slots,
+        update.slots,
         update.d_hidden,
         update.normed,
-        d_new,
+        update.d_new,
         update.hidden,
         vectors,
         *outputs,
