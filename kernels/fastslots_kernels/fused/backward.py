@@ -97,7 +97,9 @@ def run_backward(
     )
     d_slots = update.d_slots.view(slots.shape).to(slots.dtype)
     products = weight_gradients(update, d_plain, vectors, sizes, weights.dtype, precision)
-    matrices = fold_backward(weights, sizes.num_heads, products.keys, products.values, precision)
+    matrices = fold_backward(
+        weights, sizes.num_heads, products.keys, products.values, d_plain.dtype, precision
+    )
     for name in ("gru_weight_hh", "mlp_0_weight", "mlp_2_weight"):
         matrices[name] = getattr(products, name)
     return StepGradients(d_inputs, d_slots, matrices, products.vectors)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastslots_kernels.fused.folded import FoldedWeights
@@ -160,6 +161,7 @@ def update_backward(
         w.keys,
         w.scale,
         w.shift,
+        torch.empty_like(d_new),
         out.d_input_gates,
         out.d_hidden_gates,
         out.d_slots,

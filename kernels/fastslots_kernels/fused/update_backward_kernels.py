@@ -172,6 +172,7 @@ def gru_backward(
     d_hidden_ptr,  # [R, M]
     mlp_0_ptr,  # [M, D]
     norm_weight_ptr,  # [D]
+    d_mlp_in_ptr,  # out [R, D]
     d_input_gates_ptr,  # out [R, 3 D]
     d_hidden_gates_ptr,  # out [R, 3 D]
     d_slots_ptr,  # out [R, D]
@@ -214,6 +215,11 @@ def gru_backward(
         rows, inside, d_hidden_ptr, mlp_0_ptr + d, columns,
         M, D, slots.dtype, PRECISION, BLOCK_K, STAGES,
     )  # fmt: skip
+    # By way of memory to the threads that hold the rest of a row: else all of the rest would go to those of the
+    # product, a barrier or two for each tensor.
+    tl.store(d_mlp_in_ptr + at, d_mlp_in, mask=valid)
+    tl.debug_barrier()
+    d_mlp_in = tl.load(d_mlp_in_ptr + at, mask=valid, other=0.0)
     normed, rstd = layer_norm((1 - keep) * new + keep * slots, wide, D, EPS)
     d_output = d_new + layer_norm_backward(d_mlp_in * norm_weight, normed, rstd, D)
     tl.store(d_slots_ptr + at, d_output * keep, mask=valid)
@@ -293,6 +299,7 @@ def _gru_backward_kernel(
     keys_ptr,  # [D, H C]
     scale_ptr,  # [C]
     shift_ptr,  # [C]
+    d_mlp_in_ptr,  # out [R, D]
     d_input_gates_ptr,  # out [R, 3 D]
     d_hidden_gates_ptr,  # out [R, 3 D]
     d_slots_ptr,  # out [R, D]
@@ -322,7 +329,7 @@ def _gru_backward_kernel(
     if part == H:
         gru_backward(
             pid, d_new_ptr, slots_ptr, gates_ptr, d_hidden_ptr, mlp_0_ptr, norm_mlp_weight_ptr,
-            d_input_gates_ptr, d_hidden_gates_ptr, d_slots_ptr, vectors_ptr, num_rows,
+            d_mlp_in_ptr, d_input_gates_ptr, d_hidden_gates_ptr, d_slots_ptr, vectors_ptr, num_rows,
             D, M, VECTORS, FIRST, NORM_MLP_EPS, PRECISION, BLOCK_ROWS, BLOCK_D, BLOCK_K, STAGES,
         )  # fmt: skip
     else:
