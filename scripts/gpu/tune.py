@@ -69,13 +69,24 @@ OPTIONS: dict[str, Sequence[dict[str, int]]] = {
         {"num_warps": w, "ROW_CHUNK": c, "STAGES": s}
         for w, c, s in ((4, 32, 3), (4, 64, 2), (8, 64, 2), (8, 32, 2), (8, 16, 4), (4, 16, 4))
     ],
+    "_prepare_backward_kernel": [{"num_warps": 4}, {"num_warps": 16}],
+    "_mlp_backward_kernel": [
+        {"num_warps": w, "BLOCK_M": m} for w, m in ((2, 32), (4, 32), (4, 64), (8, 64), (2, 16))
+    ],
     **{
-        name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 1), (4, 2), (4, 3), (8, 2))]
-        for name in ("_update_backward_kernel", "_gates_backward_kernel", "_keys_backward_kernel")
+        name: [
+            {"num_warps": w, "BLOCK_K": k, "STAGES": s}
+            for w, k, s in ((8, 64, 3), (8, 64, 7), (8, 32, 9), (4, 64, 5), (4, 32, 9))
+        ]
+        for name in ("_gru_backward_kernel", "_gates_backward_kernel", "_keys_backward_kernel")
     },
+    "_weight_gradients_kernel": [
+        {"num_warps": w, "BLOCK_K": k, "STAGES": s}
+        for w, k, s in ((4, 64, 3), (4, 64, 7), (4, 128, 3), (8, 64, 5), (2, 64, 5))
+    ],
     **{
-        name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 2), (4, 4), (8, 3), (2, 3))]
-        for name in ("_weight_gradients_kernel", "_fold_kernel", "_fold_backward_kernel")
+        name: [{"num_warps": w, "STAGES": s} for w, s in ((2, 3), (4, 6), (1, 6), (2, 9))]
+        for name in ("_fold_kernel", "_fold_backward_kernel")
     },
 }
 
@@ -212,11 +223,12 @@ def _with(one: Launch, options: dict[str, int]) -> Launch | None:
     constants = {**one.constants, **options}
     num_warps = constants.pop("num_warps", one.num_warps)
     grid = one.grid
-    if "BLOCK_D" in options:
-        size, before = constants["D"], one.constants["BLOCK_D"]
-        if options["BLOCK_D"] > padded(size):
-            return None
-        grid = (grid[0] // -(-size // before) * -(-size // options["BLOCK_D"]),)
+    for block, of in (("BLOCK_D", "D"), ("BLOCK_M", "M")):
+        if block in options:
+            size, before = constants[of], one.constants[block]
+            if options[block] > padded(size):
+                return None
+            grid = (grid[0] // -(-size // before) * -(-size // options[block]),)
     return one._replace(grid=grid, constants=constants, num_warps=num_warps)
 
 

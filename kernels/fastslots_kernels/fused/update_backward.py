@@ -6,7 +6,7 @@ Gradients of matrices are left to `products`; both factors of each are returned.
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,8 +74,8 @@ def update_backward(
 
     Beside that, as it waits for nothing, makes the keys that are differentiated next.
 
-    Four launches: rows in the tile dtype; the MLP's hidden units, spread over programs; whole rows back to the
-    gates; the gates' products.
+    Four launches: rows in the tile dtype; the MLP's hidden units, spread over programs; whole rows back to
+    the gates; the gates' products.
 
     Args:
         d_new: ``[R, D]``, accumulator's dtype.
@@ -301,11 +301,11 @@ def _empty_update_gradients(w: FoldedWeights, sizes: Sizes) -> UpdateGradients:
 def _chunks(size: int, columns: int, w: FoldedWeights) -> dict[str, int]:
     """How much of a sum over `size` is done at a time, and how many such chunks of a weight are on their way.
 
-    All of a small weight, else 128 KiB of 16-bit entries or 32 KiB of wider ones, which a product without
-    matrix units holds in registers.
+    All of a small weight at once, and up to 128 KiB of a large one, since nothing else hides the latency.
+    Chunks of wide entries are small: without matrix units, a product holds them in registers.
     """
     row_bytes = padded(columns) * w.values.itemsize
     kib = 32 if w.values.itemsize == 2 else 16
     chunk = min(64, max(16, kib * 1024 // row_bytes), padded(size))
-    most = 5 if w.values.itemsize == 2 else 3 if row_bytes <= 1024 else 1
+    most = 5 if row_bytes <= 1024 else 3
     return {"BLOCK_K": chunk, "STAGES": min(most, 1 + -(-size // chunk))}

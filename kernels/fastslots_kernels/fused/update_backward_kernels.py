@@ -3,9 +3,9 @@
 A program has a tile of rows, the slots of the whole batch. Rows past the end repeat the last one with a
 gradient of 0, so that they add nothing to sums over rows: the gradients of vectors, stored per tile.
 
-Both operands of a product come from memory in the tile dtype, as many chunks on their way as fit: a multiprocessor
-has few programs of these, so that nothing else hides the latency. Elementwise work is done outside of loops, in
-tiles read once.
+Both operands of a product come from memory in the tile dtype, with as many chunks on their way as fit: a
+multiprocessor has few of these programs, so that nothing else hides the latency. Elementwise work is done
+outside of loops, in tiles read once.
 """
 
 import triton
@@ -215,8 +215,8 @@ def gru_backward(
         rows, inside, d_hidden_ptr, mlp_0_ptr + d, columns,
         M, D, slots.dtype, PRECISION, BLOCK_K, STAGES,
     )  # fmt: skip
-    # By way of memory to the threads that hold the rest of a row: else all of the rest would go to those of the
-    # product, a barrier or two for each tensor.
+    # By way of memory to the threads that hold the rest of a row: else all of the rest would go to those of
+    # the product, with a barrier or two for each tensor.
     tl.store(d_mlp_in_ptr + at, d_mlp_in, mask=valid)
     tl.debug_barrier()
     d_mlp_in = tl.load(d_mlp_in_ptr + at, mask=valid, other=0.0)
