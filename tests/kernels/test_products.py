@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,27 +72,52 @@ def test_folded_weights_are_products_in_the_tile_dtype(
     assert all(x.is_contiguous() for x in folded)
 
 
+def gradients_of_products(
+    w: SlotAttentionWeights, heads: int, upstream: list[Tensor]
+) -> list[Tensor]:
+    """Of the projections and of ``gru_weight_ih``, by autograd."""
+    leaves = [w.project_q, w.project_k, w.project_v, w.gru_weight_ih]
+    return list(torch.autograd.grad(products(w, heads), leaves, [x.to(w.dtype) for x in upstream]))
+
+
+def make_upstream(c: int, d: int, heads: int, dtype: torch.dtype) -> list[Tensor]:
+    """Gradients of keys and values."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(rows, heads * c, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+        for rows in (d, 3 * d)
+    ]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("c", "d", "m", "heads"), WIDTHS)
 def test_the_folds_backward_matches_autograd(
     c: int, d: int, m: int, heads: int, dtype: torch.dtype
 ) -> None:
     w = make_weights(c, d, m, dtype)
-    acc = torch.promote_types(dtype, torch.float32)
-    generator = torch.Generator().manual_seed(1)
-    d_keys, d_values = (
-        torch.randn(rows, heads * c, generator=generator, dtype=torch.float64).to(DEVICE, acc)
-        for rows in (d, 3 * d)
-    )
-
-    def by_autograd(w: SlotAttentionWeights) -> list[Tensor]:
-        leaves = [w.project_q, w.project_k, w.project_v, w.gru_weight_ih]
-        upstream = [x.to(w.dtype) for x in (d_keys, d_values)]
-        return list(torch.autograd.grad(products(w, heads), leaves, upstream))
-
-    actual = fold_backward(w, heads, d_keys, d_values, dtype, "ieee")
+    upstream = make_upstream(c, d, heads, torch.promote_types(dtype, torch.float32))
+    actual = fold_backward(w, heads, *upstream, dtype, "ieee")
     assert {x.dtype for x in actual.values()} == {dtype}
     for (name, x), exact, plain in zip(
-        actual.items(), by_autograd(w.to(torch.float64)), by_autograd(w), strict=True
+        actual.items(),
+        gradients_of_products(w.to(torch.float64), heads, upstream),
+        gradients_of_products(w, heads, upstream),
+        strict=True,
     ):
         assert_close(x, exact, plain, name)
+
+
+@pytest.mark.parametrize(("c", "d", "m", "heads"), WIDTHS)
+def test_float32_weights_are_multiplied_as_such_for_16_bit_tiles(
+    c: int, d: int, m: int, heads: int
+) -> None:
+    w = make_weights(c, d, m, torch.float32)
+    upstream = make_upstream(c, d, heads, torch.float32)
+    actual = fold_backward(w, heads, *upstream, torch.float16, "ieee")
+    w = w.to(torch.float64)
+    exact = gradients_of_products(w, heads, upstream)
+    absolute = {name: x.abs() for name, x in w.named_tensors().items()}
+    sizes = gradients_of_products(replace(w, **absolute), heads, [x.abs() for x in upstream])
+    for (name, x), y, size in zip(actual.items(), exact, sizes, strict=True):
+        # Of every term the product of two remainders, below 2⁻¹⁰ each, and what is cut off either.
+        assert bool(((x - y).abs() <= 4 * 2**-20 * size).all()), name
