@@ -34,6 +34,7 @@ SIZES = [
     pytest.param(Sizes(1, 0, 16, 1, 16, 1, 16), id="one-slot"),
     pytest.param(Sizes(3, 0, 40, 7, 72, 1, 100), id="wider-than-a-block"),
     pytest.param(Sizes(5, 0, 70, 7, 24, 2, 33), id="three-tiles-of-slots"),
+    pytest.param(Sizes(5, 0, 16, 7, 16, 1, 300), id="large-mlp"),
 ]
 DTYPES = [torch.float32, torch.float16]
 

@@ -96,9 +96,9 @@ def sum_vectors_block(
     by_head = column < 2 * C
     valid = column < VECTORS - 2 * (W - C)
     first = tl.where(by_head, column // C * W + column % C, column + 2 * (W - C))
-    tile = tl.arange(0, 16)
-    total = tl.zeros([16, BLOCK], ACC)
-    for first_tile in range(0, num_tiles, 16):
+    tile = tl.arange(0, 32)
+    total = tl.zeros([32, BLOCK], ACC)
+    for first_tile in range(0, num_tiles, 32):
         at = vectors_ptr + (first_tile + tile).to(tl.int64)[:, None] * VECTORS + first[None, :]
         inside = (first_tile + tile < num_tiles)[:, None] & valid[None, :]
         total += tl.load(at, mask=inside, other=0.0)

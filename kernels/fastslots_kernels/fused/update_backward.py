@@ -126,10 +126,12 @@ def update_backward(
         BLOCK_D=padded(d),
         num_warps=_NUM_WARPS,
     )
-    block_m = min(32 if m <= 256 else 64, padded(m))
+    # Large tiles read less, of a small MLP there would be few.
+    scale = 2 if m > 256 else 1
+    block_rows, block_m = scale * _BLOCK_ROWS, min(scale * 32, padded(m))
     launch(
         _mlp_backward_kernel,
-        (tiles * -(-m // block_m),),
+        (-(-sizes.rows // block_rows) * -(-m // block_m),),
         out.normed,
         out.d_new,
         w.mlp_0,
@@ -139,10 +141,14 @@ def update_backward(
         out.d_hidden,
         vectors,
         sizes.rows,
-        **shared,
+        tiles,
+        D=d,
         M=m,
+        VECTORS=vectors.shape[1],
         FIRST=first["mlp_0_bias"],
         PRECISION=precision,
+        TILE_ROWS=_BLOCK_ROWS,
+        BLOCK_ROWS=block_rows,
         BLOCK_M=block_m,
         **_chunks(d, 2 * block_m, w),
         num_warps=4,

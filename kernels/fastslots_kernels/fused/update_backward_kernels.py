@@ -119,18 +119,20 @@ def _mlp_backward_kernel(
     d_hidden_ptr,  # out [R, M]
     vectors_ptr,  # out [tiles, VECTORS], from column FIRST on
     num_rows,  # R
+    num_tiles,
     D: tl.constexpr,
     M: tl.constexpr,
     VECTORS: tl.constexpr,
     FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,  # some tiles
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """One tile of rows and hidden units: those units again, and their gradient. Vectors: mlp_0_bias."""
+    """Some rows and hidden units: those units again, and their gradient. Vectors: mlp_0_bias."""
     wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = mlp_0_ptr.dtype.element_ty
     acc: tl.constexpr = mlp_0_bias_ptr.dtype.element_ty
@@ -159,8 +161,12 @@ def _mlp_backward_kernel(
     valid = inside[:, None] & valid_m[None, :]
     tl.store(hidden_ptr + at, tl.maximum(hidden, 0.0).to(tile), mask=valid)
     tl.store(d_hidden_ptr + at, d_hidden.to(tile), mask=valid)
-    vectors_ptr += pid.to(tl.int64) * VECTORS + FIRST
-    tl.store(vectors_ptr + m, tl.sum(d_hidden, 0), mask=valid_m)
+    tiles: tl.constexpr = BLOCK_ROWS // TILE_ROWS
+    for part in tl.static_range(tiles):
+        of_part = tl.arange(0, BLOCK_ROWS) // TILE_ROWS == part
+        d_bias = tl.sum(tl.where(of_part[:, None], d_hidden, 0.0), 0)
+        at = vectors_ptr + (pid * tiles + part).to(tl.int64) * VECTORS + FIRST + m
+        tl.store(at, d_bias, mask=valid_m & (pid * tiles + part < num_tiles))
 
 
 @triton.jit
