@@ -6,13 +6,14 @@ import triton.language as tl
 
 @triton.jit
 def wait_for_inputs(DEPENDENT: tl.constexpr):
-    """Lets the next kernel start, and waits until what the last one wrote is there; nothing is read before.
+    """Waits until the kernel before has ended, and lets the next one start (programmatic dependent launch).
 
-    With DEPENDENT a kernel is on its way while the one before it still runs (programmatic dependent launch).
+    In this order: when a kernel starts, all but the one before it have ended. So what they wrote may be read
+    before this, and nothing else.
     """
     if DEPENDENT:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit

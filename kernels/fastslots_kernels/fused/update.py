@@ -59,6 +59,7 @@ def make_keys(
     plain: Tensor | None = None,
     rounded: Tensor | None = None,
     stop: Tensor | None = None,
+    weights_first: bool = False,
 ) -> None:
     """Writes the keys of slots ``[R, D]`` to `keys`.
 
@@ -72,6 +73,8 @@ def make_keys(
         plain: Receives `m` before `w.scale`, ``[R, H C]``.
         rounded: Receives the slots in the tile dtype, ``[R, D]``.
         stop: int32 flag on the device: unless it is 0, nothing is written.
+        weights_first: Whether the launch before this one has not made the weights, so that they may be read
+            while it runs.
     """
     if sizes.rows == 0:
         return
@@ -98,6 +101,7 @@ def make_keys(
         HAS_STOP=stop is not None,
         STORE_PLAIN=plain is not None,
         STORE_ROUNDED=rounded is not None,
+        WEIGHTS_FIRST=weights_first,
         BLOCK_C=plan.columns,
         PADDED_D=padded(sizes.slot_size),
         **_constants(plan, precision),

@@ -302,18 +302,19 @@ def _hidden_kernel(
     DEPENDENT: tl.constexpr,
 ):
     """The MLP's hidden units, after the ReLU, in one tile of rows and columns."""
+    rows, m = tile_of(M, BLOCK_ROWS, BLOCK_M)
+    valid_row, valid_m, d = rows < num_rows, m < M, tl.arange(0, PADDED_D)
+    weight = load_weight(mlp_0_ptr, m, valid_m, d, D)  # there since before the last kernel
     wait_for_inputs(DEPENDENT)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return
-    rows, m = tile_of(M, BLOCK_ROWS, BLOCK_M)
-    valid_row, valid_m, d = rows < num_rows, m < M, tl.arange(0, PADDED_D)
     valid = valid_row[:, None] & (d < D)[None, :]
     output = tl.load(output_ptr + rows[:, None] * D + d[None, :], mask=valid, other=0.0)
     tile: tl.constexpr = hidden_ptr.dtype.element_ty
     normed = normed_rows(output, d, norm_weight_ptr, norm_bias_ptr, D, EPS, tile)
     zeros = tl.zeros([BLOCK_ROWS, BLOCK_M], output.dtype)
-    hidden = add_dot(zeros, normed, load_weight(mlp_0_ptr, m, valid_m, d, D), PRECISION)
+    hidden = add_dot(zeros, normed, weight, PRECISION)
     hidden = tl.maximum(hidden + load_row(mlp_0_bias_ptr + m, valid_m), 0.0).to(tile)
     at = hidden_ptr + rows[:, None] * M + m[None, :]
     tl.store(at, hidden, mask=valid_row[:, None] & valid_m[None, :])
@@ -393,6 +394,7 @@ def _keys_kernel(
     HAS_STOP: tl.constexpr,
     STORE_PLAIN: tl.constexpr,
     STORE_ROUNDED: tl.constexpr,
+    WEIGHTS_FIRST: tl.constexpr,  # the kernel before did not make them
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PADDED_D: tl.constexpr,
@@ -403,10 +405,6 @@ def _keys_kernel(
 
     With STORE_PLAIN also the keys without the inputs' affine, with STORE_ROUNDED the slots in the tile dtype.
     """
-    wait_for_inputs(DEPENDENT)
-    if HAS_STOP:
-        if tl.load(stop_ptr) != 0:
-            return
     blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     width: tl.constexpr = H * C
     pid = tl.program_id(0)
@@ -416,7 +414,16 @@ def _keys_kernel(
     valid_row, valid_c, valid_d = rows < num_rows, c < C, d < D
     tile: tl.constexpr = keys_ptr.dtype.element_ty
     at_weight = keys_ptr + d[:, None] * width + h * C + c[None, :]
-    weight = tl.load(at_weight, mask=valid_d[:, None] & valid_c[None, :], other=0.0)
+    valid_weight = valid_d[:, None] & valid_c[None, :]
+    if WEIGHTS_FIRST:
+        weight = tl.load(at_weight, mask=valid_weight, other=0.0)
+        wait_for_inputs(DEPENDENT)
+    else:
+        wait_for_inputs(DEPENDENT)
+        weight = tl.load(at_weight, mask=valid_weight, other=0.0)
+    if HAS_STOP:
+        if tl.load(stop_ptr) != 0:
+            return
     at_slots, valid = rows[:, None] * D + d[None, :], valid_row[:, None] & valid_d[None, :]
     slots = tl.load(slots_ptr + at_slots, mask=valid, other=0.0)
     normed = normed_rows(slots, d, norm_weight_ptr, norm_bias_ptr, D, EPS, tile)
