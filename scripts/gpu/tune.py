@@ -62,7 +62,8 @@ OPTIONS: dict[str, Sequence[dict[str, int]]] = {
 
 # Plans of the slot update, of which whole iterations are timed.
 UPDATES = (
-    *(UpdatePlan(rows, columns, 64, 3, 4) for rows in (16, 32, 64) for columns in (16, 32, 64)),
+    *(UpdatePlan(rows, columns, 64, 3, 4) for rows in (16, 32) for columns in (16, 32, 64)),
+    UpdatePlan(64, 32, 64, 3, 8),
     UpdatePlan(16, 32, 64, 3, 2),
     UpdatePlan(32, 32, 64, 3, 8),
     UpdatePlan(32, 32, 128, 2, 4),

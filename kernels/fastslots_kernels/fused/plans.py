@@ -109,8 +109,7 @@ def update_plan(sizes: Sizes, tile: torch.dtype) -> UpdatePlan:
     More rows read a weight less often: they pay once there are programs for all multiprocessors.
     """
     if tile.itemsize == 2:
-        rows = 16 if sizes.rows <= 512 else 32 if sizes.rows <= 1024 else 64
-        return UpdatePlan(rows, 32, 64, 3, 4)
+        return UpdatePlan(16 if sizes.rows <= 512 else 32, 32, 64, 3, 4)
     return UpdatePlan(16, 16, 128 // tile.itemsize, 1 if tile.itemsize == 8 else 3, 8)
 
 

@@ -61,8 +61,8 @@ def normed_rows(
 @triton.jit
 def load_weight(weight_ptr, outputs, valid, k, K: tl.constexpr):
     """Some columns of some rows of a weight ``[outputs, K]``, transposed: the right factor of a product."""
-    weight = weight_ptr + outputs[:, None] * K + k[None, :]
-    return tl.trans(tl.load(weight, mask=valid[:, None] & (k < K)[None, :], other=0.0))
+    weight = weight_ptr + outputs[None, :] * K + k[:, None]
+    return tl.load(weight, mask=valid[None, :] & (k < K)[:, None], other=0.0)
 
 
 @triton.jit
