@@ -128,6 +128,7 @@ def test_a_spilling_kernel_is_named_and_fails(probe):
     assert re.search(r"\d+ STL, \d+ LDL", rows["spilling"])
 
 
+@pytest.mark.slow
 def test_launches_are_specialised_as_triton_does_at_run_time(probe):
     run = probe(
         "print(json.dumps([describe(*a) for a in [(48, tensor()), (64, tensor(4)), (47, tensor()), "
