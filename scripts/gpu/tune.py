@@ -49,13 +49,24 @@ PLANS: dict[tuple[str, int], Sequence[Plan]] = {
 }  # fmt: skip
 # Other options of the kernels that work on slots; what is not named stays as shipped.
 OPTIONS: dict[str, Sequence[dict[str, int]]] = {
+    "_prepare_backward_kernel": [{"num_warps": 4}, {"num_warps": 16}],
+    "_mlp_backward_kernel": [
+        {"num_warps": w, "BLOCK_M": m} for w, m in ((2, 32), (4, 32), (4, 64), (8, 64), (2, 16))
+    ],
     **{
-        name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 1), (4, 2), (4, 3), (8, 2))]
-        for name in ("_update_backward_kernel", "_gates_backward_kernel", "_keys_backward_kernel")
+        name: [
+            {"num_warps": w, "BLOCK_K": k, "STAGES": s}
+            for w, k, s in ((8, 64, 3), (8, 64, 7), (8, 32, 9), (4, 64, 5), (4, 32, 9))
+        ]
+        for name in ("_gru_backward_kernel", "_gates_backward_kernel", "_keys_backward_kernel")
     },
+    "_weight_gradients_kernel": [
+        {"num_warps": w, "BLOCK_K": k, "STAGES": s}
+        for w, k, s in ((4, 64, 3), (4, 64, 7), (4, 128, 3), (8, 64, 5), (2, 64, 5))
+    ],
     **{
-        name: [{"num_warps": w, "STAGES": s} for w, s in ((4, 2), (4, 4), (8, 3), (2, 3))]
-        for name in ("_weight_gradients_kernel", "_fold_kernel", "_fold_backward_kernel")
+        name: [{"num_warps": w, "STAGES": s} for w, s in ((2, 3), (4, 6), (1, 6), (2, 9))]
+        for name in ("_fold_kernel", "_fold_backward_kernel")
     },
 }
 
@@ -226,7 +237,11 @@ def _with(one: Launch, options: dict[str, int]) -> Launch:
     """A launch with other options."""
     constants = {**one.constants, **options}
     num_warps = constants.pop("num_warps", one.num_warps)
-    return one._replace(constants=constants, num_warps=num_warps)
+    grid = one.grid
+    if "BLOCK_M" in options:
+        size, before = constants["M"], one.constants["BLOCK_M"]
+        grid = (grid[0] // -(-size // before) * -(-size // options["BLOCK_M"]),)
+    return one._replace(grid=grid, constants=constants, num_warps=num_warps)
 
 
 def time_us(one: Launch) -> float:

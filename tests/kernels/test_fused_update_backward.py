@@ -23,7 +23,6 @@ from fastslots_kernels.fused.update import Keys, make_keys, new_keys
 from fastslots_kernels.fused.update_backward import (
     keys_backward,
     new_vectors,
-    no_update_gradients,
     update_backward,
 )
 
@@ -161,9 +160,10 @@ def by_kernels(p: Problem, sizes: Sizes) -> dict[str, Tensor]:
     update = update_backward(
         p.d_new, p.slots, p.sums, forward.gates, p.w, sizes, NORM_EPS, "ieee", vectors, made, plain
     )
-    keys = keys_backward(p.d_keys, plain, p.slots, update, p.w, sizes, NORM_EPS[1], "ieee", vectors)
-    dtype = p.slots.dtype
-    weights = weight_gradients(p.d_new, p.slots, update, keys, vectors, sizes, dtype, "ieee")
+    d_plain = keys_backward(
+        p.d_keys, plain, p.slots, update.d_slots, p.w, sizes, NORM_EPS[1], "ieee", vectors
+    )
+    weights = weight_gradients(update, d_plain, vectors, sizes, p.slots.dtype, "ieee")
     gradients = weights_by_name(weights, p.w)
     return without_padding(gradients | {"slots": update.d_slots, "sums": update.d_sums}, sizes)
 
@@ -239,25 +239,6 @@ def test_an_empty_slot_passes_no_gradient_to_its_sums_nor_to_the_inputs_affine()
     for name in ("sums", "scale", "shift", "values"):
         assert torch.equal(gradients[name], torch.zeros_like(gradients[name])), name
     assert gradients["slots"].abs().min() > 0
-
-
-def test_without_a_gradient_of_the_new_slots_only_the_keys_count() -> None:
-    p = make_problem(RAGGED, torch.float64)
-    vectors = new_vectors(p.w, RAGGED)
-    update = no_update_gradients(p.w, RAGGED, vectors)
-    assert all(float(x.abs().max()) == 0 for x in update)
-    plain = step(p.w, p.slots, p.sums, RAGGED, torch.float64).plain
-    keys = keys_backward(
-        p.d_keys, plain, p.slots, update, p.w, RAGGED, NORM_EPS[1], "ieee", vectors
-    )
-    p = p._replace(d_new=torch.zeros_like(p.d_new))
-    weights = weight_gradients(
-        p.d_new, p.slots, update, keys, vectors, RAGGED, torch.float64, "ieee"
-    )
-    oracle = by_autograd(p, RAGGED, torch.float64)
-    actual = weights_by_name(weights, p.w) | {"slots": update.d_slots}
-    for name, value in actual.items():
-        torch.testing.assert_close(value, oracle[name], rtol=1e-11, atol=1e-11, msg=name)
 
 
 def test_a_nan_in_one_slot_stays_in_its_row_and_in_the_sums_over_rows() -> None:

@@ -89,7 +89,7 @@ def test_the_folds_backward_matches_autograd(
         upstream = [x.to(w.dtype) for x in (d_keys, d_values)]
         return list(torch.autograd.grad(products(w, heads), leaves, upstream))
 
-    actual = fold_backward(w, heads, d_keys, d_values, "ieee")
+    actual = fold_backward(w, heads, d_keys, d_values, dtype, "ieee")
     assert {x.dtype for x in actual.values()} == {dtype}
     for (name, x), exact, plain in zip(
         actual.items(), by_autograd(w.to(torch.float64)), by_autograd(w), strict=True

@@ -14,7 +14,6 @@ from fastslots_kernels.fused.update import Keys, recompute_gates
 from fastslots_kernels.fused.update_backward import (
     keys_backward,
     new_vectors,
-    no_update_gradients,
     update_backward,
 )
 from fastslots_kernels.weights import SlotAttentionWeights
@@ -56,24 +55,17 @@ def run_backward(
     old = call.rows(slots)
     plain = old.new_empty(sizes.rows, sizes.width)
     keys = Keys(call.w.keys.new_empty(plain.shape), old.new_empty(sizes.rows, sizes.num_heads, 1))
-    if sums is None or d_new is None:
-        made = call.make_keys(old, plain=plain)
-        keys = Keys(made.m, made.c.sum(2, keepdim=True))
     if sums is None:
         splits = call.new_sums(call.attend_plan(None))
-        run_attend(call, keys, splits)
+        run_attend(call, call.make_keys(old), splits)
         sums = splits.sum(1, keepdim=True)
     if gates is None:
         gates = recompute_gates(sums, old, w, sizes, precision)
     vectors = new_vectors(w, sizes)
-    if d_new is None:
-        update = no_update_gradients(w, sizes, vectors)
-        d_new = torch.zeros_like(old)
-    else:
-        d_new = call.rows(d_new)
-        update = update_backward(
-            d_new, old, sums, gates, w, sizes, call.norm_eps, precision, vectors, keys, plain
-        )
+    d_new = torch.zeros_like(old) if d_new is None else call.rows(d_new)
+    update = update_backward(
+        d_new, old, sums, gates, w, sizes, call.norm_eps, precision, vectors, keys, plain
+    )
 
     d_inputs = torch.empty_like(call.inputs) if need_inputs else None
     plan = call.backward_plan()
@@ -92,14 +84,22 @@ def run_backward(
         norm_eps=call.norm_eps[0],
         precision=precision,
     )
-    by_keys = keys_backward(
-        few_splits(d_keys), plain, old, update, w, sizes, call.norm_eps[1], precision, vectors
+    d_plain = keys_backward(
+        few_splits(d_keys),
+        plain,
+        old,
+        update.d_slots,
+        w,
+        sizes,
+        call.norm_eps[1],
+        precision,
+        vectors,
     )
     d_slots = update.d_slots.view(slots.shape).to(slots.dtype)
-    products = weight_gradients(
-        d_new, old, update, by_keys, vectors, sizes, weights.dtype, precision
+    products = weight_gradients(update, d_plain, vectors, sizes, weights.dtype, precision)
+    matrices = fold_backward(
+        weights, sizes.num_heads, products.keys, products.values, d_plain.dtype, precision
     )
-    matrices = fold_backward(weights, sizes.num_heads, products.keys, products.values, precision)
     for name in ("gru_weight_hh", "mlp_0_weight", "mlp_2_weight"):
         matrices[name] = getattr(products, name)
     return StepGradients(d_inputs, d_slots, matrices, products.vectors)

@@ -11,6 +11,12 @@ from fastslots_kernels.fused.tiles import add_dot, wait_for_inputs
 
 
 @triton.jit
+def leading_bits(x):
+    """float32 cut to TF32: what the matrix units read of it. ``x`` minus that is exact."""
+    return (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def product_tile(
     a_ptr,
     b_ptr,
@@ -31,7 +37,11 @@ def product_tile(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Stores one tile of ``out[p, q] = SCALE Σ_k a[p, k] b[k, q]``, with operands rounded to TILE."""
+    """Stores one tile of ``out[p, q] = SCALE Σ_k a[p, k] b[k, q]``, operands rounded to TILE.
+
+    With ``"tf32x3"`` float32 operands are split in two TF32 each, of whose products all but that of the two
+    remainders are added up, each kind by itself: an error of about 2⁻²⁰ of a term, that of sums in float32.
+    """
     blocks_q: tl.constexpr = (Q + BLOCK_Q - 1) // BLOCK_Q
     blocks: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P * blocks_q
     head, tile = index // blocks, index % blocks
@@ -40,13 +50,22 @@ def product_tile(
     a_ptr += head * A_STRIDES[0] + p[:, None] * A_STRIDES[1]
     b_ptr += head * B_STRIDES[0] + q[None, :] * B_STRIDES[2]
     total = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
+    rest_a = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
+    rest_b = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
     for first in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         k = (first + tl.arange(0, BLOCK_K)).to(tl.int64)
         a_at, a_valid = a_ptr + k[None, :] * A_STRIDES[2], (p < P)[:, None] & (k < K)[None, :]
         b_at, b_valid = b_ptr + k[:, None] * B_STRIDES[1], (k < K)[:, None] & (q < Q)[None, :]
         a = tl.load(a_at, mask=a_valid, other=0.0).to(TILE)
         b = tl.load(b_at, mask=b_valid, other=0.0).to(TILE)
-        total = add_dot(total, a, b, PRECISION)
+        if PRECISION == "tf32x3":
+            a_first, b_first = leading_bits(a), leading_bits(b)
+            total = tl.dot(a_first, b_first, acc=total, input_precision="tf32")
+            rest_a = tl.dot(a - a_first, b_first, acc=rest_a, input_precision="tf32")
+            rest_b = tl.dot(a_first, b - b_first, acc=rest_b, input_precision="tf32")
+        else:
+            total = add_dot(total, a, b, PRECISION)
+    total += rest_a + rest_b
     out_ptr += head * OUT_STRIDES[0] + p[:, None] * OUT_STRIDES[1] + q[None, :] * OUT_STRIDES[2]
     total = (total * SCALE).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr, total, mask=(p < P)[:, None] & (q < Q)[None, :])

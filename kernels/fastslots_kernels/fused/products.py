@@ -17,7 +17,7 @@ from fastslots_kernels.fused.product_kernels import (
     _weight_gradients_kernel,
 )
 from fastslots_kernels.fused.sizes import Sizes
-from fastslots_kernels.fused.update_backward import KeyGradients, UpdateGradients
+from fastslots_kernels.fused.update_backward import UpdateGradients
 from fastslots_kernels.weights import SlotAttentionWeights
 
 _BLOCK_COPY = 2048
@@ -30,7 +30,8 @@ class Blocks(NamedTuple):
     p: int
     q: int
     k: int
-    stages: int
+    stages: int  # of such parts on their way at a time
+    warps: int
 
     def tiles(self, p: int, q: int, heads: int = 1) -> int:
         """Tiles of a product of ``p`` rows and ``q`` columns for every head."""
@@ -43,7 +44,7 @@ class Blocks(NamedTuple):
             "BLOCK_Q": self.q,
             "BLOCK_K": self.k,
             "STAGES": self.stages,
-            "num_warps": 4,
+            "num_warps": self.warps,
         }
 
 
@@ -66,8 +67,7 @@ def fold_matrices(
         precision: Of products of float32, ``"ieee"`` or ``"tf32"``.
     """
     c, d, m = w.input_size, w.slot_size, w.mlp_0_bias.shape[0]
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    blocks = product_blocks(acc)
+    blocks = product_blocks(dtype)
     matrices = [w.project_q.new_empty(s, dtype=dtype) for s in folded_shapes(w, num_heads)]
     programs = {
         "KEYS": blocks.tiles(d, c, num_heads),
@@ -89,9 +89,9 @@ def fold_matrices(
         H=num_heads,
         M=m,
         SCALE=_scale(d, num_heads),
-        DOUBLE=acc == torch.float64,
+        DOUBLE=dtype == torch.float64,
         **_ends(programs),
-        PRECISION=precision,
+        PRECISION=_weight_precision(dtype, precision),
         BLOCK_COPY=_BLOCK_COPY,
         **blocks.constants(),
     )
@@ -99,7 +99,12 @@ def fold_matrices(
 
 
 def fold_backward(
-    w: SlotAttentionWeights, num_heads: int, d_keys: Tensor, d_values: Tensor, precision: str
+    w: SlotAttentionWeights,
+    num_heads: int,
+    d_keys: Tensor,
+    d_values: Tensor,
+    dtype: torch.dtype,
+    precision: str,
 ) -> dict[str, Tensor]:
     """Gradients of the projections and of ``gru_weight_ih``, by name, in the weights' dtype.
 
@@ -108,10 +113,11 @@ def fold_backward(
         num_heads: H.
         d_keys: ``[D, H C]``, accumulator's dtype.
         d_values: ``[3 D, H C]``, accumulator's dtype.
+        dtype: Of the tiles.
         precision: As in `fold`.
     """
     c, d, size = w.input_size, w.slot_size, w.slot_size // num_heads
-    blocks = product_blocks(d_keys.dtype)
+    blocks = product_blocks(dtype)
     gradients = {
         name: torch.empty_like(getattr(w, name), memory_format=torch.contiguous_format)
         for name in ("project_q", "project_k", "project_v", "gru_weight_ih")
@@ -134,7 +140,7 @@ def fold_backward(
         H=num_heads,
         SCALE=_scale(d, num_heads),
         **_ends(programs),
-        PRECISION=precision,
+        PRECISION=_weight_precision(dtype, precision),
         **blocks.constants(),
     )
     return gradients
@@ -152,10 +158,8 @@ class WeightGradients(NamedTuple):
 
 
 def weight_gradients(
-    d_new: Tensor,
-    slots: Tensor,
     update: UpdateGradients,
-    keys: KeyGradients,
+    d_plain: Tensor,
     vectors: Tensor,
     sizes: Sizes,
     dtype: torch.dtype,
@@ -164,17 +168,15 @@ def weight_gradients(
     """The matrices' gradients from their factors, and sums of the vectors' over tiles and heads.
 
     Args:
-        d_new: Of the new slots, ``[R, D]``, accumulator's dtype.
-        slots: The slots that entered the step, ``[R, D]``, accumulator's dtype.
         update: Of `update_backward`.
-        keys: Of `keys_backward`.
+        d_plain: Of `keys_backward`.
         vectors: Filled by both.
         sizes: Of the call.
         dtype: Of the weights.
         precision: As in `fold`.
     """
     c, d, m, width = sizes.input_size, sizes.slot_size, sizes.mlp_size, sizes.width
-    blocks = rows_blocks(keys.d_plain.dtype)
+    blocks = rows_blocks(d_plain.dtype)
     num_vectors = vectors.shape[1] - 2 * (width - c)
     outputs = WeightGradients(
         vectors.new_empty(d, width),
@@ -195,15 +197,15 @@ def weight_gradients(
     launch(
         _weight_gradients_kernel,
         (sum(programs.values()),),
-        keys.normed,
-        keys.d_plain,
+        update.normed_slots,
+        d_plain,
         update.d_input_gates,
         update.averaged,
         update.d_hidden_gates,
-        slots,
+        update.slots,
         update.d_hidden,
         update.normed,
-        d_new,
+        update.d_new,
         update.hidden,
         vectors,
         *outputs,
@@ -223,13 +225,25 @@ def weight_gradients(
 
 
 def product_blocks(dtype: torch.dtype) -> Blocks:
-    """Of products of weights, which have the accumulator's dtype."""
-    return Blocks(32, 32, 16, 1) if dtype == torch.float64 else Blocks(32, 32, 32, 3)
+    """Of products of weights, by the tile dtype: they have the accumulator's themselves."""
+    if dtype.itemsize == 2:
+        # Few warps, since each of them splits what it reads.
+        return Blocks(32, 16, 32, 6, 2)
+    return Blocks(32, 32, 16, 1, 4) if dtype == torch.float64 else Blocks(32, 32, 32, 3, 4)
 
 
 def rows_blocks(dtype: torch.dtype) -> Blocks:
     """Of products that sum over rows of slots, in the tile dtype."""
-    return Blocks(32, 64, 64, 3) if dtype.itemsize == 2 else product_blocks(dtype)
+    return Blocks(64, 64, 64, 5, 4) if dtype.itemsize == 2 else product_blocks(dtype)
+
+
+def _weight_precision(dtype: torch.dtype, precision: str) -> str:
+    """Of products of weights in float32, by the tile dtype and the precision of float32 tiles.
+
+    For 16-bit tiles the matrix units make them too, at an error of float32 still, far below what rounding to
+    the tiles adds: without these units the products would take longer than those of all tiles.
+    """
+    return "tf32x3" if dtype.itemsize == 2 else precision
 
 
 def _projections(w: SlotAttentionWeights) -> tuple[Tensor, ...]:

@@ -6,8 +6,9 @@ Gradients of matrices are left to `products`; both factors of each are returned.
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastslots_kernels.fused.folded import FoldedWeights
@@ -16,18 +17,22 @@ from fastslots_kernels.fused.sizes import Sizes, padded
 from fastslots_kernels.fused.update import Keys
 from fastslots_kernels.fused.update_backward_kernels import (
     _gates_backward_kernel,
+    _gru_backward_kernel,
     _keys_backward_kernel,
-    _update_backward_kernel,
+    _mlp_backward_kernel,
+    _prepare_backward_kernel,
 )
 
 _BLOCK_ROWS = 16
+_NUM_WARPS = 8
 
 
 class UpdateGradients(NamedTuple):
     """What `update_backward` leaves: sums and slots in the accumulator's dtype, the rest in the tiles'.
 
     Gradients of the matrices: ``values``: ``d_input_gatesᵀ ū``, ``hidden``: ``d_hidden_gatesᵀ slots``,
-    ``mlp_0``: ``d_hiddenᵀ normed``, ``mlp_2``: ``d_newᵀ hidden``.
+    ``mlp_0``: ``d_hiddenᵀ normed``, ``mlp_2``: ``d_newᵀ hidden``, ``keys``: ``normed_slotsᵀ d_plain`` with
+    what `keys_backward` returns.
     """
 
     d_sums: Tensor  # [B, 1, sums_size], laid out like the sums; its padding is not written
@@ -38,13 +43,9 @@ class UpdateGradients(NamedTuple):
     hidden: Tensor  # [R, M], after the ReLU
     d_hidden: Tensor  # [R, M], before it
     normed: Tensor  # [R, D]: what enters the MLP
-
-
-class KeyGradients(NamedTuple):
-    """Factors of the gradient of ``keys``, ``normedᵀ d_plain``, in the tiles' dtype."""
-
-    d_plain: Tensor  # [R, H C]: of the product with ``keys``
-    normed: Tensor  # [R, D]: the normalised slots, affine included
+    d_new: Tensor  # [R, D]
+    slots: Tensor  # [R, D]
+    normed_slots: Tensor  # [R, D], affine included
 
 
 def new_vectors(w: FoldedWeights, sizes: Sizes) -> Tensor:
@@ -73,6 +74,9 @@ def update_backward(
 
     Beside that, as it waits for nothing, makes the keys that are differentiated next.
 
+    Four launches: rows in the tile dtype; the MLP's hidden units, spread over programs; whole rows back to
+    the gates; the gates' products.
+
     Args:
         d_new: ``[R, D]``, accumulator's dtype.
         slots: The slots that entered the step, ``[R, D]``, accumulator's dtype.
@@ -86,111 +90,148 @@ def update_backward(
         keys: Receives those of the slots, as of `make_keys`.
         plain: As in `make_keys`.
     """
-    gradients = _empty_update_gradients(w, sizes)
+    out = _empty_update_gradients(w, sizes)
     if sizes.rows == 0:
-        return gradients
+        return out
     tiles, first = vectors.shape[0], _first_columns(sizes)
-    constants = _constants(w, sizes, precision, vectors)
+    d, m = sizes.slot_size, sizes.mlp_size
+    shared = {"D": d, "VECTORS": vectors.shape[1], "BLOCK_ROWS": _BLOCK_ROWS}
+    widths = {
+        "C": sizes.input_size,
+        "H": sizes.num_heads,
+        "BLOCK_C": padded(sizes.input_size),
+        "BLOCK_D": padded(d),
+        "PRECISION": precision,
+    }
     launch(
-        _update_backward_kernel,
-        (2 * tiles,),
+        _prepare_backward_kernel,
+        (tiles,),
         d_new,
         slots,
         gates,
+        w.norm_mlp_weight,
+        w.norm_mlp_bias,
+        w.norm_slots_weight,
+        w.norm_slots_bias,
+        out.d_new,
+        out.slots,
+        out.normed,
+        out.normed_slots,
+        vectors,
+        sizes.rows,
+        **shared,
+        FIRST=first["mlp_2_bias"],
+        NORM_SLOTS_EPS=norm_eps[1],
+        NORM_MLP_EPS=norm_eps[2],
+        BLOCK_D=padded(d),
+        num_warps=_NUM_WARPS,
+    )
+    block_m = min(32 if m <= 256 else 64, padded(m))
+    launch(
+        _mlp_backward_kernel,
+        (tiles * -(-m // block_m),),
+        out.normed,
+        out.d_new,
         w.mlp_0,
         w.mlp_0_bias,
         w.mlp_2,
+        out.hidden,
+        out.d_hidden,
+        vectors,
+        sizes.rows,
+        **shared,
+        M=m,
+        FIRST=first["mlp_0_bias"],
+        PRECISION=precision,
+        BLOCK_M=block_m,
+        **_chunks(d, 2 * block_m, w),
+        num_warps=4,
+    )
+    columns = max(sizes.input_size, d)
+    launch(
+        _gru_backward_kernel,
+        (tiles * (sizes.num_heads + 1),),
+        d_new,
+        slots,
+        gates,
+        out.d_hidden,
+        w.mlp_0,
         w.norm_mlp_weight,
-        w.norm_mlp_bias,
+        out.normed_slots,
         w.keys,
         w.scale,
         w.shift,
-        w.norm_slots_weight,
-        w.norm_slots_bias,
-        gradients.hidden,
-        gradients.d_hidden,
-        gradients.normed,
-        gradients.d_input_gates,
-        gradients.d_hidden_gates,
-        gradients.d_slots,
+        torch.empty_like(d_new),
+        out.d_input_gates,
+        out.d_hidden_gates,
+        out.d_slots,
         vectors,
         *keys,
         plain,
         sizes.rows,
-        tiles,
-        M=sizes.mlp_size,
+        **shared,
+        **widths,
+        M=m,
         FIRST=first["norm_mlp_weight"],
-        NORM_SLOTS_EPS=norm_eps[1],
         NORM_MLP_EPS=norm_eps[2],
-        BLOCK_D=padded(sizes.slot_size),
-        BLOCK_M=_chunk(sizes.mlp_size, sizes.slot_size, w),
-        BLOCK_KEYS=_chunk(sizes.input_size, sizes.slot_size, w),
-        STAGES=_stages(sizes.slot_size, w),
-        **constants,
+        **_chunks(max(d, m), columns, w),
+        num_warps=_NUM_WARPS,
     )
-    columns = max(sizes.input_size, sizes.slot_size)
     launch(
         _gates_backward_kernel,
         (tiles * (sizes.num_heads + 1),),
-        gradients.d_input_gates,
-        gradients.d_hidden_gates,
+        out.d_input_gates,
+        out.d_hidden_gates,
         w.values,
         w.hidden,
         sums,
         w.scale,
         w.shift,
-        gradients.d_slots,
-        gradients.d_sums,
-        gradients.averaged,
+        out.d_slots,
+        out.d_sums,
+        out.averaged,
         vectors,
         sizes.rows,
         sizes.num_slots,
         sizes.sums_size,
-        BLOCK_C=padded(sizes.input_size),
-        BLOCK_D=padded(sizes.slot_size),
-        BLOCK_GATES=_chunk(3 * sizes.slot_size, columns, w, 32 if w.values.itemsize == 2 else 16),
-        STAGES=_stages(columns, w),
-        **constants,
+        **shared,
+        **widths,
+        **_chunks(3 * d, columns, w),
+        num_warps=_NUM_WARPS,
     )
-    return gradients
-
-
-def no_update_gradients(w: FoldedWeights, sizes: Sizes, vectors: Tensor) -> UpdateGradients:
-    """In place of `update_backward` if no gradient reaches the new slots: zeros, also in `vectors`."""
-    gradients = _empty_update_gradients(w, sizes)
-    vectors.zero_()
-    return UpdateGradients(*(gradient.zero_() for gradient in gradients))
+    return out
 
 
 def keys_backward(
     d_keys: Tensor,
     plain: Tensor,
     slots: Tensor,
-    gradients: UpdateGradients,
+    d_slots: Tensor,
     w: FoldedWeights,
     sizes: Sizes,
     norm_slots_eps: float,
     precision: str,
     vectors: Tensor,
-) -> KeyGradients:
-    """From the gradients of the keys to the rest of that of the old slots, added to ``gradients.d_slots``.
+) -> Tensor:
+    """From the gradients of the keys to the rest of that of the old slots, added to `d_slots`.
 
     Args:
         d_keys: Of ``m`` and ``c``, laid out like the sums, ``[B, S, sums_size]``; their sum over S counts.
         plain: Keys without the inputs' affine, ``[R, H C]``, accumulator's dtype.
         slots: As in `update_backward`.
-        gradients: Of `update_backward` or `no_update_gradients`.
+        d_slots: Of `update_backward`.
         w: Weights of the step.
         sizes: Of the call.
         norm_slots_eps: Added to the variance of the slots.
         precision: As in `update_backward`.
         vectors: Filled by `update_backward`; receives the rest.
+
+    Returns:
+        The gradient of the product with ``keys``, ``[R, H C]``, in the tiles' dtype.
     """
     d_plain = w.keys.new_empty(sizes.rows, sizes.width)
-    normed = w.keys.new_empty(sizes.rows, sizes.slot_size)
     if sizes.rows == 0:
-        return KeyGradients(d_plain, normed)
-    first, constants = _first_columns(sizes), _constants(w, sizes, precision, vectors)
+        return d_plain
     launch(
         _keys_backward_kernel,
         (vectors.shape[0],),
@@ -201,23 +242,27 @@ def keys_backward(
         w.scale,
         w.shift,
         w.norm_slots_weight,
-        w.norm_slots_bias,
         d_plain,
-        normed,
-        gradients.d_slots,
+        d_slots,
         vectors,
         sizes.rows,
         sizes.num_slots,
         sizes.sums_size,
         NUM_SPLITS=d_keys.shape[1],
-        FIRST=first["norm_slots_weight"],
+        C=sizes.input_size,
+        D=sizes.slot_size,
+        H=sizes.num_heads,
+        VECTORS=vectors.shape[1],
+        FIRST=_first_columns(sizes)["norm_slots_weight"],
         EPS=norm_slots_eps,
+        PRECISION=precision,
+        BLOCK_ROWS=_BLOCK_ROWS,
+        BLOCK_C=padded(sizes.input_size),
         BLOCK_D=padded(sizes.slot_size),
-        BLOCK_C=_chunk(sizes.input_size, sizes.slot_size, w),
-        STAGES=_stages(sizes.slot_size, w),
-        **constants,
+        **_chunks(sizes.width, sizes.slot_size, w),
+        num_warps=_NUM_WARPS,
     )
-    return KeyGradients(d_plain, normed)
+    return d_plain
 
 
 def _widths(sizes: Sizes) -> dict[str, int]:
@@ -245,32 +290,22 @@ def _first_columns(sizes: Sizes) -> dict[str, int]:
 
 def _empty_update_gradients(w: FoldedWeights, sizes: Sizes) -> UpdateGradients:
     rows, d, m = sizes.rows, sizes.slot_size, sizes.mlp_size
+    widths = 3 * d, 3 * d, sizes.width, m, m, d, d, d, d
     return UpdateGradients(
         w.scale.new_empty(sizes.batch, 1, sizes.sums_size),
         w.scale.new_empty(rows, d),
-        *(w.values.new_empty(rows, width) for width in (3 * d, 3 * d, sizes.width, m, m, d)),
+        *(w.values.new_empty(rows, width) for width in widths),
     )
 
 
-def _constants(w: FoldedWeights, sizes: Sizes, precision: str, vectors: Tensor) -> dict[str, Any]:
-    """What all kernels take alike."""
-    return {
-        "C": sizes.input_size,
-        "D": sizes.slot_size,
-        "H": sizes.num_heads,
-        "VECTORS": vectors.shape[1],
-        "PRECISION": precision,
-        "BLOCK_ROWS": _BLOCK_ROWS,
-        "num_warps": 8,
-    }
+def _chunks(size: int, columns: int, w: FoldedWeights) -> dict[str, int]:
+    """How much of a sum over `size` is done at a time, and how many such chunks of a weight are on their way.
 
-
-def _stages(columns: int, w: FoldedWeights) -> int:
-    """Tiles on their way at a time: shared memory cannot hold more than 16 KiB of two weights three times."""
-    return 3 if padded(columns) * w.values.element_size() <= 1024 else 1
-
-
-def _chunk(size: int, columns: int, w: FoldedWeights, kib: int = 16) -> int:
-    """How much of `size` is done at a time: `kib` of a weight with so many columns, 16 to 64 of them."""
-    chunk = kib * 1024 // (padded(columns) * w.values.itemsize)
-    return min(64, max(16, chunk), padded(size))
+    All of a small weight at once, and up to 128 KiB of a large one, since nothing else hides the latency.
+    Chunks of wide entries are small: without matrix units, a product holds them in registers.
+    """
+    row_bytes = padded(columns) * w.values.itemsize
+    kib = 32 if w.values.itemsize == 2 else 16
+    chunk = min(64, max(16, kib * 1024 // row_bytes), padded(size))
+    most = 5 if row_bytes <= 1024 else 3
+    return {"BLOCK_K": chunk, "STAGES": min(most, 1 + -(-size // chunk))}
