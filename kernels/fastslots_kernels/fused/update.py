@@ -56,7 +56,6 @@ def make_keys(
     norm_slots_eps: float,
     precision: str,
     *,
-    plain: Tensor | None = None,
     rounded: Tensor | None = None,
     stop: Tensor | None = None,
     weights_first: bool = False,
@@ -70,7 +69,6 @@ def make_keys(
         sizes: Of the call.
         norm_slots_eps: Of the LayerNorm of the slots.
         precision: Of the products: ``"ieee"`` or ``"tf32"``.
-        plain: Receives `m` before `w.scale`, ``[R, H C]``.
         rounded: Receives the slots in the tile dtype, ``[R, D]``.
         stop: int32 flag on the device: unless it is 0, nothing is written.
         weights_first: Whether the launch before this one has not made the weights, so that they may be read
@@ -85,7 +83,6 @@ def make_keys(
         (blocks,),
         slots,
         *keys,
-        _or_unused(plain, slots),
         _or_unused(rounded, keys.m),
         w.keys,
         w.scale,
@@ -99,7 +96,6 @@ def make_keys(
         H=sizes.num_heads,
         EPS=norm_slots_eps,
         HAS_STOP=stop is not None,
-        STORE_PLAIN=plain is not None,
         STORE_ROUNDED=rounded is not None,
         WEIGHTS_FIRST=weights_first,
         BLOCK_C=plan.columns,

@@ -294,7 +294,6 @@ def _keys_kernel(
     slots_ptr,  # [R, D]
     m_ptr,  # [R, H C]
     c_ptr,  # [R, H, blocks of columns]
-    plain_ptr,  # [R, H C]
     rounded_ptr,  # [R, D]
     keys_ptr,  # [D, H C]
     scale_ptr,  # [C]
@@ -308,7 +307,6 @@ def _keys_kernel(
     H: tl.constexpr,
     EPS: tl.constexpr,
     HAS_STOP: tl.constexpr,
-    STORE_PLAIN: tl.constexpr,
     STORE_ROUNDED: tl.constexpr,
     WEIGHTS_FIRST: tl.constexpr,  # the kernel before did not make them
     BLOCK_ROWS: tl.constexpr,
@@ -319,7 +317,7 @@ def _keys_kernel(
 ):
     """The keys of one tile of rows and of columns of one head; what the columns add to ``c``.
 
-    With STORE_PLAIN also the keys without the inputs' affine, with STORE_ROUNDED the slots in the tile dtype.
+    With STORE_ROUNDED also the slots in the tile dtype.
     """
     blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     width: tl.constexpr = H * C
@@ -348,8 +346,6 @@ def _keys_kernel(
     tl.store(c_ptr + (rows * H + h) * blocks + block, total, mask=valid_row)
     at, stored = rows[:, None] * width + h * C + c[None, :], valid_row[:, None] & valid_c[None, :]
     tl.store(m_ptr + at, (key * load_row(scale_ptr + c, valid_c)).to(tile), mask=stored)
-    if STORE_PLAIN:
-        tl.store(plain_ptr + at, key, mask=stored)
     if STORE_ROUNDED:
         once = valid & (rows < tl.where((block == 0) & (h == 0), num_rows, 0))[:, None]
         tl.store(rounded_ptr + at_slots, slots.to(tile), mask=once)
