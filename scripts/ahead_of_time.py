@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+from machine_code import CHIPS, longest_loop
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from fastslots_kernels.fused.launch import Launch, compiler_options
 
-KIB = 1024
-# Shared memory that one block can have: NVIDIA's CUDA C++ Programming Guide, compute capabilities.
-SHARED_LIMITS = {"sm_80": 163 * KIB, "sm_90": 227 * KIB, "sm_100": 227 * KIB}
 TENSOR_MEMORY_COLUMNS = 512
 TRITON_VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 # Older compilers keep a few bytes of the stack for what newer ones hold in registers.
@@ -52,6 +50,7 @@ class Resources(NamedTuple):
     shared: int  # bytes per block
     tensor_memory: int  # columns per block
     instructions: dict[str, int]  # how many there are of those in `COUNTED`
+    loop: int  # instructions of the longest loop
 
 
 def configuration_of(launch: Launch) -> Configuration:
@@ -79,7 +78,7 @@ def configuration_of(launch: Launch) -> Configuration:
 
 
 def compile_configuration(configuration: Configuration, chip: str) -> Resources:
-    """Compiles for a key of `SHARED_LIMITS`, or finds it in Triton's cache.
+    """Compiles for a key of `CHIPS`, or finds it in Triton's cache.
 
     Raises:
         Exception: If Triton cannot compile it, of whatever type Triton chose.
@@ -134,7 +133,7 @@ def faults(found: Resources | str, chip: str) -> list[str]:
     """What must not be in a shipped configuration."""
     if isinstance(found, str):
         return [found]
-    limit = SHARED_LIMITS[chip]
+    limit = CHIPS[chip].shared_of_program
     rules = {
         f"{found.stack} bytes of stack; at most {STACK_LIMIT}": found.stack > STACK_LIMIT,
         "32 registers and a stack: ptxas gave up": found.registers == 32 and found.stack > 0,
@@ -173,4 +172,5 @@ def _read(cubin: bytes, shared: int, tensor_memory: int) -> Resources:
         shared,
         tensor_memory,
         {name: instructions[name] for name in COUNTED if instructions[name]},
+        longest_loop(text),
     )

@@ -7,10 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 from ahead_of_time import (
-    SHARED_LIMITS,
     STACK_LIMIT,
     Configuration,
     Resources,
@@ -18,6 +18,9 @@ from ahead_of_time import (
     faults,
 )
 from kernel_workloads import WORKLOADS, Uses, record_all
+from machine_code import CHIPS, resident_programs
+
+HEAD = "registers, stack, KiB, programs, waves, instructions"
 
 
 def title(configuration: Configuration) -> str:
@@ -33,8 +36,11 @@ def table(
     """What every configuration takes on every chip, by who uses it."""
     columns = [["", *(f"  {title(configuration)}" for configuration in uses)]]
     for chip in chips:
-        cells = [_cell(found.get((configuration, chip))) for configuration in uses]
-        columns.append([f"{chip}: registers, stack, KiB", *cells])
+        cells = [
+            _cell(configuration, chip, by_chip.get(chip, {}), found.get((configuration, chip)))
+            for configuration, by_chip in uses.items()
+        ]
+        columns.append([f"{chip}: {HEAD}", *cells])
     widths = [max(map(len, column)) for column in columns]
     head, *rows = (
         " | ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
@@ -56,7 +62,7 @@ def main(command: Sequence[str] | None = None) -> int:
         0, or 1 if a configuration breaks a rule.
     """
     arguments = _parser().parse_args(command)
-    start, chips = time.monotonic(), arguments.arch or list(SHARED_LIMITS)
+    start, chips = time.monotonic(), arguments.arch or list(CHIPS)
     uses = record_all(arguments.workload or list(WORKLOADS), chips)
     jobs = [(configuration, chip) for configuration in uses for chip in uses[configuration]]
     found = {}
@@ -81,11 +87,27 @@ def main(command: Sequence[str] | None = None) -> int:
     return int(bool(offences))
 
 
-def _cell(found: Resources | str | None) -> str:
+def _cell(
+    configuration: Configuration, chip: str, users: dict[str, int], found: Resources | str | None
+) -> str:
     if not isinstance(found, Resources):
         return "-" if found is None else "does not compile"
+    resident = resident_programs(found.registers, found.shared, configuration.num_warps, chip)
+    places = resident * CHIPS[chip].multiprocessors
+    waves = f"{max(users.values()) / places:.1f}" if places else "-"
+    rows = constant(configuration, "BLOCK_N")
+    per_row = f"{found.loop * configuration.num_warps / rows:.0f}" if rows and found.loop else "-"
     counts = ", ".join(f"{count} {name}" for name, count in found.instructions.items())
-    return f"{found.registers:4} {found.stack:4} {found.shared / 1024:6.1f}  {counts}"
+    return (
+        f"{found.registers:4} {found.stack:4} {found.shared / 1024:6.1f} {resident:3} {waves:>6} "
+        f"{per_row:>5}  {counts}"
+    )
+
+
+def constant(configuration: Configuration, name: str) -> Any:
+    """The value of a constexpr argument; None if there is none of that name."""
+    names = [argument for argument, _ in configuration.signature]
+    return next((v for where, v in configuration.constants if names[where[0]] == name), None)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,14 +115,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="check_kernels",
         description="Compiles every kernel of slot attention ahead of time, for GPUs that need not be "
         "here, as the workloads below would have it compiled. Prints registers and bytes of stack of a "
-        "thread, KiB of shared memory of a block, and numbers of instructions of the matrix units, of "
-        "spills (STL, LDL) and of asynchronous copies (LDGSTS).",
+        "thread, KiB of shared memory of a program, programs that a multiprocessor holds, waves in which "
+        "those of the largest launch pass, instructions of all warps in the longest loop for a row of the "
+        "inputs, and numbers of instructions of the matrix units, of spills (STL, LDL) and of "
+        "asynchronous copies (LDGSTS).",
         epilog=f"Exit status 1, and a line for each offender, if a kernel does not compile, has more than "
         f"{STACK_LIMIT} bytes of stack or any local memory, or more shared memory than the chip.",
     )
-    parser.add_argument(
-        "--arch", action="append", choices=SHARED_LIMITS, help="only this one; repeatable"
-    )
+    parser.add_argument("--arch", action="append", choices=CHIPS, help="only this one; repeatable")
     parser.add_argument(
         "--workload", action="append", choices=WORKLOADS, help="only this one; repeatable"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from unittest import mock
 
 import torch
 from ahead_of_time import Configuration, configuration_of
+from machine_code import CHIPS
 from torch import Tensor
 
 from fastslots import SlotAttention
@@ -19,11 +21,8 @@ from fastslots_kernels.fused.launch import Launch, record_launches
 from fastslots_kernels.fused.products import fold
 from fastslots_kernels.fused.sizes import Sizes
 
-PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}  # of an A100, an H200 and a B200
-
-
-# Of every configuration: what uses it, by chip.
-Uses = dict[Configuration, dict[str, set[str]]]
+# Of every configuration, by chip and by what uses it: programs of the largest launch.
+Uses = dict[Configuration, dict[str, dict[str, int]]]
 
 
 class Precision(NamedTuple):
@@ -62,18 +61,19 @@ class Workload:
     optional: bool = False
 
 
-# What trains most is bfloat16 under autocast, so every width of the papers has it. Float32 tiles need most
-# registers and memory: the usual width has them as TF32, the largest in full. The rest is compiled once each:
-# float16, float32 inputs under autocast, options, several heads, and float64, which is for gradcheck alone.
+# What trains most is bfloat16 under autocast: every width of the papers has it, with inputs in bfloat16, as
+# SLATE's layers make them, and in float32 ("mixed"). Float32 tiles need most registers and memory: the usual
+# width has them as TF32, the largest in full. The rest is compiled once each: float16, options, several
+# heads, and float64, which is for gradcheck alone.
 WORKLOADS = {
-    "slate64": Workload(Sizes(50, 256, 192, 6, 192, 1, 192), ("bf16", "tf32"), 7),
-    "slate96": Workload(Sizes(50, 576, 192, 6, 192, 1, 192), ("bf16", "tf32"), 7),
-    "slate128": Workload(Sizes(50, 1024, 192, 12, 192, 1, 192), ("bf16", "tf32"), 7),
-    "clevr": Workload(Sizes(64, 16_384, 64, 11, 64, 1, 128), ("bf16",)),
-    "dinosaur": Workload(Sizes(64, 1369, 256, 11, 256, 1, 1024), ("bf16", "ieee")),
-    "dinosaur24": Workload(Sizes(64, 1369, 256, 24, 256, 1, 1024), ("bf16",)),
+    "slate64": Workload(Sizes(50, 256, 192, 6, 192, 1, 192), ("bf16", "mixed", "tf32"), 7),
+    "slate96": Workload(Sizes(50, 576, 192, 6, 192, 1, 192), ("bf16", "mixed", "tf32"), 7),
+    "slate128": Workload(Sizes(50, 1024, 192, 12, 192, 1, 192), ("bf16", "mixed", "tf32"), 7),
+    "clevr": Workload(Sizes(64, 16_384, 64, 11, 64, 1, 128), ("bf16", "mixed")),
+    "dinosaur": Workload(Sizes(64, 1369, 256, 11, 256, 1, 1024), ("bf16", "mixed", "ieee")),
+    "dinosaur24": Workload(Sizes(64, 1369, 256, 24, 256, 1, 1024), ("bf16", "mixed")),
     "long": Workload(Sizes(1, 1_048_576, 64, 16, 64, 1, 64), ("fp16",)),
-    "ragged": Workload(Sizes(3, 1001, 40, 5, 48, 3, 56), ("mixed",), 5, optional=True),
+    "ragged": Workload(Sizes(3, 1001, 40, 5, 48, 3, 56), ("mixed", "fp64"), 5, optional=True),
     "gradcheck": Workload(Sizes(2, 20, 16, 3, 16, 1, 16), ("fp64",)),
 }
 
@@ -102,7 +102,7 @@ def record(
     with (
         record_launches() as launches,
         torch.no_grad(),
-        mock.patch.object(forward, "_num_processors", return_value=PROCESSORS[chip]),
+        mock.patch.object(forward, "_num_processors", return_value=CHIPS[chip].multiprocessors),
         mock.patch.object(launch, "dependent_launches", return_value=chip != "sm_80"),
         mock.patch.object(forward.Call, "precision", precision.products),
     ):
@@ -122,7 +122,8 @@ def record_all(workloads: Iterable[str], chips: Iterable[str]) -> Uses:
         for precision in WORKLOADS[name].precisions:
             for chip in chips:
                 launches = record(WORKLOADS[name], PRECISIONS[precision], chip)
-                for configuration in map(configuration_of, launches):
-                    users = uses.setdefault(configuration, {}).setdefault(chip, set())
-                    users.add(f"{name} {precision}")
+                for one in launches:
+                    by_chip = uses.setdefault(configuration_of(one), {})
+                    users, user = by_chip.setdefault(chip, {}), f"{name} {precision}"
+                    users[user] = max(users.get(user, 0), math.prod(one.grid))
     return uses

@@ -16,6 +16,8 @@ from fastslots.comparison.report import markdown
 from fastslots.comparison.warm_up import CAPTURED, capture, warm_up
 from fastslots.data.scenes import Scenes
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SETTINGS = Settings(**TINY)
 

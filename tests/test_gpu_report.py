@@ -28,9 +28,9 @@ CARD = "NVIDIA H100 80GB HBM3"
 SKIPPED = {"provider": "torch + graph", "reason": "no graph"}
 KERNEL = {"kernel": "_attend_kernel", "launches": 8.0, "us_p50": 20.0, "us_per_step": 160.0}
 COUNTERS = {
-    "gpu__time_duration.sum [us]": "21.5",
-    "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed [%]": "61.2",
-    "smsp__inst_executed.sum [inst]": "12345",
+    "gpu__time_duration.sum [us]": 21.5,
+    "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed [%]": 61.2,
+    "smsp__inst_executed.sum [inst]": 12345.0,
 }
 
 

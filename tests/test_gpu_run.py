@@ -69,9 +69,9 @@ def test_comes_after():
 """
 COUNTERS = """==PROF== Connected to process 7
 "ID","Kernel Name","gpu__time_duration.sum","launch__registers_per_thread"
-"","","us","register/thread"
-"0","_attend_kernel","12.5","128"
-"1","_attend_backward_kernel","40.1","168"
+"","","ns","register/thread"
+"0","_attend_kernel","1,112,500","128"
+"1","_attend_backward_kernel","40,100","168"
 """
 
 
@@ -286,8 +286,8 @@ def test_reads_the_counters_of_every_launch(tmp_path):
     path.write_text(COUNTERS)
     first, second = module("counters").parse(path)
     assert first["Kernel Name"] == "_attend_kernel"
-    assert first["gpu__time_duration.sum [us]"] == "12.5"
-    assert second["launch__registers_per_thread [register/thread]"] == "168"
+    assert first["gpu__time_duration.sum [us]"] == 1112.5
+    assert second["launch__registers_per_thread [register/thread]"] == 168
     path.write_text("==ERROR== nothing was profiled\n")
     assert module("counters").parse(path) == []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastslots.benchmark.report import digits, environment_line, markdown_table
 
-KERNELS_SHOWN = 8  # of a training step, those that take most of it
+KERNELS_SHOWN = 6  # of a training step, those that take most of it
 COUNTERS = {
     "µs": "gpu__time_duration.sum",
     "DRAM": "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
@@ -109,8 +109,9 @@ def _kernel_cells(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def _counter_cells(row: dict[str, Any]) -> tuple[str, ...]:
     by_name = {key.partition(" ")[0]: value for key, value in row["counters"].items()}
-    values = [by_name.get(name, "-") for name in COUNTERS.values()]
-    return row["unit"], f"`{row['kernel'][:60]}`", *values
+    values = [by_name.get(name) for name in COUNTERS.values()]
+    cells = [f"{value:.3g}" if isinstance(value, float) else "-" for value in values]
+    return row["unit"], f"`{row['kernel'][:60]}`", *cells
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from gpu.job import Job, Skip
 from gpu.shapes import DRY_RUN
@@ -47,18 +48,27 @@ def _count(job: Job, shape: str) -> bool:
     return done.returncode == 0 and bool(launches)
 
 
-def parse(path: Path) -> list[dict[str, str]]:
-    """A dictionary of all counters for each launch; its file has a line of names and one of units."""
+def parse(path: Path) -> list[dict[str, Any]]:
+    """A dictionary of all counters for each launch; its file has a line of names and one of units.
+
+    Numbers are numbers, times in µs.
+    """
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     rows = list(csv.DictReader(lines[start:]))
     units = rows[0] if rows else {}
     return [
-        {
-            name if not units.get(name) else f"{name} [{units[name]}]": value
-            for name, value in row.items()
-            if value
-        }
+        dict(_counter(name, units.get(name) or "", value) for name, value in row.items() if value)
         for row in rows[1:]
         if row.get("ID", "").isdecimal()
     ]
+
+
+def _counter(name: str, unit: str, text: str) -> tuple[str, float | str]:
+    try:
+        value: float | str = float(text.replace(",", ""))
+    except ValueError:
+        value = text
+    if unit == "ns" and isinstance(value, float):
+        unit, value = "us", value / 1000
+    return f"{name} [{unit}]" if unit else name, value

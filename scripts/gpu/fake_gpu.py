@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from machine_code import CHIPS
 from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
@@ -23,7 +24,7 @@ from fastslots_kernels.fused import forward, launch, limits, ops, tables
 from fastslots_kernels.fused.launch import Launch, record_launches
 
 CHIP = "sm_90"
-PROCESSORS = 132  # of an H100 as of an H200
+PROCESSORS = CHIPS[CHIP].multiprocessors  # an H100 has as many as an H200
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 

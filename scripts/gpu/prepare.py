@@ -8,11 +8,13 @@ Needs no GPU, but Triton in the version of that machine. What was compiled befor
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
 import json
 import lzma
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -36,14 +38,14 @@ from gpu.stub_driver import launch_all  # noqa: E402
 
 ARCHIVE = "kernels.tar.xz"
 MOST_BYTES = 16 * 2**20
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Built(NamedTuple):
     """What became of one configuration: its folder in the cache, or why it does not compile."""
 
     folder: str
-    failure: str
-    seconds: float
+    failure: str = ""
 
 
 def prepare(output: Path, workers: int, work: Iterable[Recorded] | None = None) -> int:
@@ -66,16 +68,15 @@ def prepare(output: Path, workers: int, work: Iterable[Recorded] | None = None) 
             found.setdefault(configuration_of(launch), name)
     print(f"{len(found)} configurations, recorded in {time.monotonic() - start:.0f} s", flush=True)
 
-    start = time.monotonic()
-    store = output / "triton"
+    start, store = time.monotonic(), output / "triton"
+    store.mkdir(parents=True, exist_ok=True)
+    before = _entries(store)
     built = _build_all(list(found), store, workers)
     for configuration, one in built.items():
         if one.failure:
             problems.append(f"{found[configuration]}: {configuration.kernel}: {one.failure}")
-    seconds = [one.seconds for one in built.values() if one.seconds]
-    print(
-        f"{len(seconds)} compiled in {time.monotonic() - start:.0f} s, {_mean(seconds):.1f} s each"
-    )
+    new, seconds = len(_entries(store) - before), time.monotonic() - start
+    print(f"{new} compiled in {seconds:.0f} s by {workers} processes; the others were there")
 
     archive = output / ARCHIVE
     count = _pack(built, store, archive)
@@ -109,27 +110,27 @@ def find_all(folder: str, work: Iterable[Recorded]) -> int:
     Returns:
         0, or 1 if something is not there, or cannot be launched.
     """
-    before = _entries(folder)
+    before = _entries(Path(folder))
     launches = [launch for recorded in work for launch in recorded.launches]
     errors = launch_all(launches)
-    new = sorted(_entries(folder) - before)
+    new = sorted(_entries(Path(folder)) - before)
     print(f"{len(launches)} launches with a stub driver: {len(new)} new entries", *errors, sep="\n")
     return int(bool(errors or new))
 
 
-def _entries(folder: str) -> set[str]:
-    return {path.name for path in Path(folder).iterdir()}
+def _entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def _build_all(
     configurations: list[Configuration], store: Path, workers: int
 ) -> dict[Configuration, Built]:
-    store.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")  # compilers start threads, which a fork would lose
     before = dict(os.environ)
     os.environ.update(environment(store), TRITON_STORE_BINARY_ONLY="1")
     try:
-        with ProcessPoolExecutor(workers, spawn, _quiet, (str(store / "errors.txt"),)) as pool:
+        log = str(store.with_name("errors.txt"))
+        with ProcessPoolExecutor(workers, spawn, _start_worker, (log,)) as pool:
             return dict(
                 zip(configurations, pool.map(_build_one, configurations, chunksize=4), strict=True)
             )
@@ -138,18 +139,17 @@ def _build_all(
         os.environ.update(before)
 
 
-def _quiet(log: str) -> None:
-    """A compiler that fails prints its whole program."""
+def _start_worker(log: str) -> None:
+    """A compiler that fails prints its whole program: into a file. None outlives this program."""
     os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _build_one(configuration: Configuration) -> Built:
-    start = time.monotonic()
     try:
-        folder = build(configuration, CHIP)
+        return Built(build(configuration, CHIP))
     except Exception as error:  # each part of Triton raises its own
-        return Built("", f"{type(error).__name__}: {error}", time.monotonic() - start)
-    return Built(str(folder), "", time.monotonic() - start)
+        return Built("", f"{type(error).__name__}: {error}")
 
 
 def _pack(built: dict[Configuration, Built], store: Path, archive: Path) -> int:
@@ -179,10 +179,6 @@ def _add(file: tarfile.TarFile, name: str, data: bytes) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = len(data)
     file.addfile(entry, io.BytesIO(data))
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(1, len(values))
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ class Stage:
 
 FIRST = (
     Stage("smoke", 60),
+    Stage("unit_tests", 120),
     Stage("tune", 90),
     Stage("kernels", 30),
-    Stage("unit_tests", 120),
     Stage("counters", 60),
     Stage("times", 100),
 )

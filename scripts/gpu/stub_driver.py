@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from machine_code import CHIPS
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from fastslots_kernels.fused.launch import Launch
-
-SHARED_BYTES = 232_448  # that a block can have on an H100
 
 
 class StubDriver:
@@ -28,7 +27,7 @@ class StubDriver:
         @staticmethod
         def get_device_properties(_: int) -> dict[str, int]:
             """Of those, the one that is asked for."""
-            return {"max_shared_mem": SHARED_BYTES}
+            return {"max_shared_mem": CHIPS["sm_90"].shared_of_program}
 
     @staticmethod
     def launcher_cls(source: Any, metadata: Any) -> Any:

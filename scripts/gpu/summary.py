@@ -167,6 +167,10 @@ def _tune(rows: Sequence[Row]) -> list[str]:
         if row.get("kernel") and row["us_p50"]:
             unit = f"{row['unit']} {row['kernel']} {row['what']}"
             by_launch.setdefault(unit, []).append(row)
+        elif "update" in row:
+            by_launch.setdefault(row["unit"], []).append(
+                {**row, "options": {"plan": row["update"]}}
+            )
         elif "starts" in row:
             lines.append(f"{row['unit']}: started {row['starts']} {row['us_p50']:.1f} us")
     for unit, found in by_launch.items():

@@ -11,15 +11,15 @@ from unittest import mock
 import torch
 from kernel_workloads import PRECISIONS, WORKLOADS, Workload, record
 
-from fastslots_kernels.fused import forward, plans
+from fastslots_kernels.fused import forward, plans, update
 from fastslots_kernels.fused.launch import Launch
-from fastslots_kernels.fused.plans import Plan
+from fastslots_kernels.fused.plans import Plan, UpdatePlan
 from fastslots_kernels.fused.sizes import Sizes, padded
 from gpu.job import Job, Skip
 
 SHAPES = ("slate128", "clevr", "slate64", "dinosaur", "dinosaur24")
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
-ROUNDS, LEAST_US = 5, 300.0
+ROUNDS, LEAST_US, ITERATIONS = 5, 300.0, 10
 CHIP, PRECISION = "sm_90", "mixed"  # float32 inputs under bfloat16 autocast
 
 # Rows, warps and stages by kernel and columns.
@@ -49,26 +49,6 @@ PLANS: dict[tuple[str, int], Sequence[Plan]] = {
 }  # fmt: skip
 # Other options of the kernels that work on slots; what is not named stays as shipped.
 OPTIONS: dict[str, Sequence[dict[str, int]]] = {
-    "_gru_kernel": [
-        {"num_warps": w, "BLOCK_D": d, "GRU_CHUNK": c, "STAGES": s}
-        for w, d, c, s in (
-            (4, 32, 64, 3),
-            (4, 32, 64, 2),
-            (4, 32, 32, 4),
-            (4, 16, 64, 3),
-            (4, 64, 64, 3),
-            (8, 64, 64, 3),
-            (8, 32, 64, 4),
-        )
-    ],
-    "_mlp_kernel": [
-        {"num_warps": w, "ROW_CHUNK": c, "STAGES": s}
-        for w, c, s in ((4, 32, 3), (4, 64, 2), (8, 64, 2), (4, 32, 2))
-    ],
-    "_update_kernel": [
-        {"num_warps": w, "ROW_CHUNK": c, "STAGES": s}
-        for w, c, s in ((4, 32, 3), (4, 64, 2), (8, 64, 2), (8, 32, 2), (8, 16, 4), (4, 16, 4))
-    ],
     "_prepare_backward_kernel": [{"num_warps": 4}, {"num_warps": 16}],
     "_mlp_backward_kernel": [
         {"num_warps": w, "BLOCK_M": m} for w, m in ((2, 32), (4, 32), (4, 64), (8, 64), (2, 16))
@@ -91,6 +71,17 @@ OPTIONS: dict[str, Sequence[dict[str, int]]] = {
 }
 
 
+# Plans of the slot update, of which whole iterations are timed.
+UPDATES = (
+    *(UpdatePlan(rows, columns, 64, 3, 4) for rows in (16, 32) for columns in (16, 32, 64)),
+    UpdatePlan(64, 32, 64, 3, 8),
+    UpdatePlan(16, 32, 64, 3, 2),
+    UpdatePlan(32, 32, 64, 3, 8),
+    UpdatePlan(32, 32, 128, 2, 4),
+    UpdatePlan(16, 32, 256, 1, 4),
+)
+
+
 class Variant(NamedTuple):
     """A kernel as it could be launched."""
 
@@ -102,15 +93,18 @@ class Variant(NamedTuple):
 
 def main(job: Job) -> None:
     """Times every variant on every shape; one row each."""
+    for kind, do in (("dependent", _compare_dependent), ("iteration", _tune_updates)):
+        units = [f"{shape} {kind}" for shape in SHAPES]
+        job.each(units, lambda unit, do=do: do(job, unit), most_s=30.0)
     job.each(SHAPES, lambda shape: _tune(job, shape), most_s=90.0)
-    units = [f"{shape} dependent" for shape in SHAPES]
-    job.each(units, lambda unit: _compare_dependent(job, unit), most_s=20.0)
 
 
 def all_launches(shapes: Sequence[str] = SHAPES) -> Iterator[Launch]:
     """What `main` compiles, on tensors without memory."""
     for shape in shapes:
         yield from map(_independent, record(WORKLOADS[shape], PRECISIONS[PRECISION], CHIP))
+        for plan in UPDATES:
+            yield from _with_update(plan, WORKLOADS[shape], "meta")
         for variant in variants(WORKLOADS[shape], "meta"):
             yield from variant.launches
 
@@ -123,6 +117,30 @@ def _compare_dependent(job: Job, unit: str) -> None:
         for one in chosen:
             one.run()
         job.row(unit, starts=name, launches=len(chosen), us_p50=replay_us(chosen, 20))
+
+
+def _tune_updates(job: Job, unit: str) -> None:
+    """An iteration with every plan of the slot update: from the attention to the keys of the next."""
+    _needs_a_gpu(job)
+    workload = WORKLOADS[unit.split()[0]]
+    for plan in (None, *UPDATES):
+        launches = _with_update(plan, workload, str(job.device))
+        for one in launches:
+            one.run()
+        names = [one.kernel.fn.__name__ for one in launches]
+        first, second, third = [i for i, name in enumerate(names) if name == "_attend_kernel"][:3]
+        del first  # reads the inputs themselves
+        us = replay_us(launches[second:third] * ITERATIONS, ROUNDS) / ITERATIONS
+        by_kernel = {one.kernel.fn.__name__: time_us(one) for one in launches[second:third]}
+        job.row(unit, update=plan, us_p50=us, by_kernel=by_kernel)
+
+
+def _with_update(plan: UpdatePlan | None, workload: Workload, device: str) -> list[Launch]:
+    """The launches of a step with a plan of the slot update; None: the shipped one."""
+    if plan is None:
+        return record(workload, PRECISIONS[PRECISION], CHIP, device)
+    with mock.patch.object(update, "update_plan", return_value=plan):
+        return record(workload, PRECISIONS[PRECISION], CHIP, device)
 
 
 def _needs_a_gpu(job: Job) -> None:
@@ -166,9 +184,7 @@ def variants(workload: Workload, device: str) -> Iterator[Variant]:
         seen.add(name)
         yield Variant(name, what, {"shipped": True}, shipped[: at + 1])
         for options in OPTIONS[name]:
-            changed = _with(one, options)
-            if changed is not None:
-                yield Variant(name, what, options, [*shipped[:at], changed])
+            yield Variant(name, what, options, [*shipped[:at], _with(one, options)])
     for kernel in ("raw", "normed", "backward"):
         yield from _attend_variants(workload, device, kernel)
 
@@ -214,21 +230,17 @@ def _what(one: Launch) -> str:
         words += " + attn" * constants["STORE_ATTN"]
         words += " + store" * constants["STORE_NORMED"]
         return words
-    flags = ("RUN_GRU", "STORE_SUMS", "STORE_GATES", "MAKE_KEYS")
-    return " ".join(flag for flag in flags if constants.get(flag))
+    return ""
 
 
-def _with(one: Launch, options: dict[str, int]) -> Launch | None:
-    """A launch with other options, and the grid that these need."""
+def _with(one: Launch, options: dict[str, int]) -> Launch:
+    """A launch with other options."""
     constants = {**one.constants, **options}
     num_warps = constants.pop("num_warps", one.num_warps)
     grid = one.grid
-    for block, of in (("BLOCK_D", "D"), ("BLOCK_M", "M")):
-        if block in options:
-            size, before = constants[of], one.constants[block]
-            if options[block] > padded(size):
-                return None
-            grid = (grid[0] // -(-size // before) * -(-size // options[block]),)
+    if "BLOCK_M" in options:
+        size, before = constants["M"], one.constants["BLOCK_M"]
+        grid = (grid[0] // -(-size // before) * -(-size // options["BLOCK_M"]),)
     return one._replace(grid=grid, constants=constants, num_warps=num_warps)
 
 

@@ -70,6 +70,7 @@ def test_a_suite_writes_a_file_per_part_and_skips_it_afterwards(tmp_path):
     assert "wrote" in run(*arguments, "--commit", "def").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("suite", "flat-clevr-bf16", "--tiny"), TINY])
 def test_wrong_results_end_the_command_with_an_error_after_all_is_written(
     tmp_path, monkeypatch, arguments

@@ -37,6 +37,7 @@ def test_writes_tables_a_json_file_and_a_plot(tmp_path):
     assert (tmp_path / "slate-steps.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_measures_what_is_asked_for_alone(tmp_path):
     result = run(
         *(*TINY, "--repeats", "3", "--time-limit", "0", "--output", tmp_path),
@@ -72,6 +73,7 @@ def test_rejects(tmp_path, arguments, message):
         raise result.exception
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_on_the_disk_before_the_next_size(tmp_path, monkeypatch):
     def fail(case, *_):
         if case.config.image_size == 12:

@@ -263,6 +263,7 @@ def test_the_module_runs_as_a_program() -> None:
     assert all(name in result.stdout for name in ("train", "reconstruct"))
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise ModuleNotFoundError(name='typer')\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

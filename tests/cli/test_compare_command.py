@@ -3,6 +3,7 @@ import json
 import pytest
 
 
+@pytest.mark.slow
 def test_a_dry_run_takes_seconds_and_leaves_everything(fastslots, tmp_path):
     result = fastslots(
         "compare",

@@ -80,6 +80,7 @@ def _image_bytes(index, queue):
     queue.put(render_scenes([index], **SMALL).images.flatten().tolist())
 
 
+@pytest.mark.slow
 def test_another_process_renders_the_same_bits():
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -18,7 +18,8 @@ import importlib, json, pkgutil, sys
 import torch, triton
 import triton.language as tl
 import kernel_table
-from ahead_of_time import SHARED_LIMITS, configuration_of
+from ahead_of_time import configuration_of
+from machine_code import CHIPS
 from fastslots_kernels import fused
 from fastslots_kernels.fused.launch import launch, record_launches
 
@@ -48,7 +49,7 @@ def configurations(*launches):
     return [configuration_of(record) for record in records]
 
 def check(configurations):
-    kernel_table.record_all = lambda *_: {c: {"sm_90": {"probe"}} for c in configurations}
+    kernel_table.record_all = lambda *_: {c: {"sm_90": {"probe": 132 * 32 * 2}} for c in configurations}
     sys.exit(kernel_table.main(["--arch", "sm_90", "--workers", "1"]))
 
 def describe(size, x, constants=None):
@@ -61,10 +62,11 @@ def kernels():
     return sorted({
         name for module in names for name, value in vars(module).items()
         if isinstance(value, triton.JITFunction) and name.endswith("_kernel")
+        and value.__module__ != "fastslots_kernels.fused.tables"  # of no part of slot attention
     })
 
 def recorded():
-    found = {chip: set() for chip in SHARED_LIMITS}
+    found = {chip: set() for chip in CHIPS}
     for configuration, by_chip in kernel_table.record_all(kernel_table.WORKLOADS, found).items():
         for chip in by_chip:
             found[chip].add(configuration.kernel)
@@ -122,10 +124,11 @@ def test_a_spilling_kernel_is_named_and_fails(probe):
     )
     assert "wrong 1 warps on sm_90 (probe): does not compile: " in offences[1]
     rows = {line.split()[0]: line for line in run.stdout.splitlines() if line.startswith("  ")}
-    assert re.search(r"plain FLAG 1 warps +\| +\d+ +0 +0.0$", rows["plain"])
+    assert re.search(r"plain FLAG 1 warps +\| +\d+ +0 +0.0 +32 +2.0 +-$", rows["plain"])
     assert re.search(r"\d+ STL, \d+ LDL", rows["spilling"])
 
 
+@pytest.mark.slow
 def test_launches_are_specialised_as_triton_does_at_run_time(probe):
     run = probe(
         "print(json.dumps([describe(*a) for a in [(48, tensor()), (64, tensor(4)), (47, tensor()), "
@@ -147,11 +150,18 @@ def test_launches_are_specialised_as_triton_does_at_run_time(probe):
     assert constants == [[[3], 64], [[4], True], [[5], False]]
     assert attributes == [[[i], [["tt.divisibility", 16]]] for i in range(3)]
     assert same == aligned
-    assert [where for where, _ in unaligned[4]] == [[0], [1]]
+    assert unaligned[4] == [
+        [[0], [["tt.divisibility", 16]]],
+        [[1], [["tt.divisibility", 16]]],
+        [[2], []],
+    ]
     assert [[2], 1] in one[3]
     assert dict(one[2])["size"] == "constexpr"
     assert dict(long[2])["size"] == "i64"
-    assert [where for where, _ in offset[4]] == [[1], [2]]
+    assert offset[4] == [
+        [[0], []],
+        *attributes[1:],
+    ]  # as Triton asks: empty lists are part of its key
     assert dict(bf16[2])["x_ptr"] == "*bf16"
     assert [[3], 128] in other[3]
 
@@ -181,11 +191,12 @@ GOOD = {
     "shared": 163 * 1024,
     "tensor_memory": 512,
     "instructions": {},
+    "loop": 0,
 }
 
 
 def test_what_fits_a_chip_has_no_fault(ahead_of_time):
-    for chip in ahead_of_time.SHARED_LIMITS:
+    for chip in ahead_of_time.CHIPS:
         assert ahead_of_time.faults(ahead_of_time.Resources(**GOOD), chip) == []
 
 
@@ -212,3 +223,44 @@ def test_a_few_bytes_of_stack_are_left_to_older_compilers(ahead_of_time, monkeyp
     for stack, faults in ((32, 0), (40, 1)):
         found = ahead_of_time.Resources(**{**GOOD, "stack": stack})
         assert len(ahead_of_time.faults(found, "sm_90")) == faults
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "chip", "programs"),
+    [
+        (16, 0, 1, "sm_90", 32),  # no more than that
+        (16, 0, 8, "sm_90", 8),  # 64 warps
+        (168, 0, 4, "sm_90", 3),  # 12 warps have the registers: 3 for each scheduler
+        (169, 0, 4, "sm_90", 2),
+        (255, 0, 8, "sm_90", 1),
+        (64, 113 * 1024, 4, "sm_90", 2),  # one KiB of each is the driver's
+        (64, 113 * 1024 + 1, 4, "sm_90", 1),
+        (64, 81 * 1024, 4, "sm_80", 2),
+        (64, 228 * 1024, 4, "sm_90", 0),
+    ],
+)
+def test_programs_that_a_multiprocessor_holds(
+    ahead_of_time, registers, shared, warps, chip, programs
+):
+    machine_code = importlib.import_module("machine_code")
+    assert machine_code.resident_programs(registers, shared, warps, chip) == programs
+
+
+LISTING = """
+\t.headerflags\t@"EF_CUDA_TEXMODE_UNIFIED"
+        /*0000*/                   LDC R1, c[0x0][0x28] ;         /* 0x00000a00ff017b82 */
+                                                                  /* 0x000fe20000000f00 */
+        /*0010*/                   MOV R2, R1 ;                   /* 0x0000000100027202 */
+        /*0020*/                   FADD R2, R2, R2 ;              /* 0x0000000202027221 */
+        /*0030*/              @P1  BRA 0x20 ;                     /* 0xfffffffc00f81947 */
+        /*0040*/              @!P0 BRA 0x10 ;                     /* 0xfffffffc00f80947 */
+        /*0050*/                   EXIT ;                         /* 0x000000000000794d */
+        /*0060*/                   BRA 0x60;                      /* 0xfffffffc00fc7947 */
+"""
+
+
+def test_the_longest_loop_is_counted(ahead_of_time):
+    machine_code = importlib.import_module("machine_code")
+    assert machine_code.longest_loop(LISTING) == 4
+    assert machine_code.longest_loop(LISTING.replace("BRA 0x10", "BRA 0x50")) == 2
+    assert machine_code.longest_loop("") == 0

@@ -60,6 +60,7 @@ def operator_arguments(masked: bool, requires_grad: bool) -> tuple[list[Any], li
     return iterate, step, backward
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # read by opcheck itself
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_operators_are_registered_as_pytorch_wants_them(requires_grad: bool) -> None:

@@ -14,13 +14,21 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from fastslots_kernels import SlotAttentionWeights
-from fastslots_kernels.fused import plans, update
 from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import record_launches
+from fastslots_kernels.fused.plans import update_plan
 from fastslots_kernels.fused.products import fold
 from fastslots_kernels.fused.reductions import converged, reduce_splits
 from fastslots_kernels.fused.sizes import Sizes
-from fastslots_kernels.fused.update import Keys, make_keys, recompute_gates, update_slots
+from fastslots_kernels.fused.update import (
+    Keys,
+    Scratch,
+    make_keys,
+    new_keys,
+    new_residual,
+    recompute_gates,
+    update_slots,
+)
 from tests.kernels.cases import FigureTwo
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,8 +100,7 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def empty_keys(p: Problem) -> Keys:
-    rows, width, heads = len(p.slots), p.sizes.width, p.sizes.num_heads
-    return Keys(p.w.keys.new_empty(rows, width), p.slots.new_empty(rows, heads))
+    return new_keys(p.w, p.sizes)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -142,37 +149,31 @@ def expected_update(p: Problem) -> dict[str, Tensor]:
     slots = output + product(hidden, w.mlp_2) + w.mlp_2_bias
     residual = torch.stack([(slots - p.slots).square().sum(1), slots.square().sum(1)], 1)
     found = {"slots": slots, "residual": residual, "reduced": gates["reduced"]}
+    found["rounded"] = slots.to(w.keys.dtype)
     by_number = {f"gate {i}": gate for i, gate in enumerate(gates["gates"])}
     return found | by_number | expected_keys(slots, p)
 
 
 def run_update(p: Problem, *, in_place: bool = False, stop: int = 0) -> dict[str, Tensor]:
-    """All outputs of `update_slots`."""
+    """All outputs of `update_slots`, and of `make_keys` for its slots."""
     with poisoned_memory():
-        slots = p.slots.clone()
+        slots, flag = p.slots.clone(), torch.tensor(stop, dtype=torch.int32, device=DEVICE)
         new = slots if in_place else torch.empty_like(slots)
-        keys, residual = empty_keys(p), slots.new_empty(len(slots), 2)
+        scratch = Scratch.new(p.w, p.sizes._replace(batch=len(p.sums)))
+        scratch.rounded.copy_(slots)
+        keys = empty_keys(replace(p, sizes=p.sizes._replace(batch=len(p.sums))))
+        residual = new_residual(p.w, p.sizes._replace(batch=len(p.sums)))
+        rounded = torch.empty_like(scratch.rounded)
         reduced = slots.new_empty(len(p.sums), p.sizes.sums_size)
         memory = slots.new_empty(4 * len(slots), slots.shape[1])
         gates, rest = memory.tensor_split([4 * p.sizes.rows])
-        update_slots(
-            p.sums,
-            slots,
-            new,
-            torch.empty_like(slots),
-            keys,
-            p.w,
-            p.sizes,
-            NORM_EPS,
-            "ieee",
-            residual=residual,
-            stop=torch.tensor(stop, dtype=torch.int32, device=DEVICE),
-            reduced=reduced,
-            gates=gates,
-        )
+        options = {"stop": flag, "residual": residual, "reduced": reduced, "gates": gates}
+        update_slots(p.sums, slots, new, scratch, p.w, p.sizes, NORM_EPS[2], "ieee", **options)
+        make_keys(new, keys, p.w, p.sizes, NORM_EPS[1], "ieee", rounded=rounded, stop=flag)
     assert rest.isnan().all()
-    found = {"slots": new, "residual": residual, "reduced": reduced}
-    return found | {f"gate {i}": gate for i, gate in enumerate(gates.chunk(4))} | keys._asdict()
+    found = {"slots": new, "residual": residual.sum(1), "reduced": reduced, "rounded": rounded}
+    found |= {f"gate {i}": gate for i, gate in enumerate(gates.chunk(4))}
+    return found | {"m": keys.m, "c": keys.c.sum(2)}
 
 
 def assert_close(
@@ -191,34 +192,18 @@ def assert_close(
         )
 
 
-@pytest.fixture(params=[1, 2, 3], ids=["one-launch", "two-launches", "three-launches"])
-def num_launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Every form of the update, whatever the bytes of the weights."""
-    number: int = request.param
-    monkeypatch.setattr(update, "_SMALL_WEIGHTS", 1 << 30 if number == 1 else 0)
-    if number == 3:  # one part of a small MLP, several of a large one
-        monkeypatch.setattr(plans, "_LARGE_MLP", 0)
-        monkeypatch.setattr(plans, "_HIDDEN_OF_A_PART", 32)
-    return number
-
-
 @DTYPES
 @pytest.mark.parametrize(("sizes", "splits"), SIZES)
 def test_keys_match_plain_pytorch(sizes: Sizes, splits: int, dtype: torch.dtype) -> None:
     p = make_problem(sizes, splits, dtype)
     with poisoned_memory():
-        keys, plain = empty_keys(p), p.slots.new_empty(len(p.slots), sizes.width)
-        make_keys(p.slots, keys, p.w, sizes, NORM_EPS[1], "ieee", plain)
-
-    def expected(p: Problem) -> dict[str, Tensor]:
-        return expected_keys(p.slots, p) | {"plain": expected_plain(p.slots, p).flatten(1)}
-
-    assert_close(keys._asdict() | {"plain": plain}, expected, p)
+        keys = empty_keys(p)
+        make_keys(p.slots, keys, p.w, sizes, NORM_EPS[1], "ieee")
+    assert_close({"m": keys.m, "c": keys.c.sum(2)}, lambda p: expected_keys(p.slots, p), p)
 
 
 @DTYPES
 @pytest.mark.parametrize(("sizes", "splits"), SIZES)
-@pytest.mark.usefixtures("num_launches")
 def test_update_matches_plain_pytorch(sizes: Sizes, splits: int, dtype: torch.dtype) -> None:
     p = make_problem(sizes, splits, dtype)
     assert_close(run_update(p), expected_update, p)
@@ -235,18 +220,20 @@ def test_gates_match_plain_pytorch(sizes: Sizes, splits: int, dtype: torch.dtype
     assert_close({"gates": gates}, lambda p: {"gates": expected_gates(p)["gates"]}, p)
 
 
-def test_outputs_that_nobody_wants_change_nothing(num_launches: int) -> None:
+def test_outputs_that_nobody_wants_change_nothing() -> None:
     p = make_problem(RAGGED, 3)
-    new = torch.empty_like(p.slots)
-    arguments = p.sums, p.slots, new, torch.empty_like(new), None, p.w, p.sizes, NORM_EPS, "ieee"
-    with record_launches() as launches:
-        update_slots(*arguments)
-    update_slots(*arguments)
-    assert len(launches) == num_launches
+    new, scratch = torch.empty_like(p.slots), Scratch.new(p.w, p.sizes)
+    scratch.rounded.copy_(p.slots)
+    update_slots(p.sums, p.slots, new, scratch, p.w, p.sizes, NORM_EPS[2], "ieee")
     assert torch.equal(new, run_update(p)["slots"])
 
 
-@pytest.mark.usefixtures("num_launches")
+def test_many_rows_take_larger_tiles() -> None:
+    p = make_problem(RAGGED._replace(batch=60, num_slots=10), 2, torch.float16)
+    assert update_plan(p.sizes, torch.float16).rows == 32
+    assert_close(run_update(p), expected_update, p)
+
+
 def test_new_slots_may_take_the_memory_of_the_old() -> None:
     p = make_problem(RAGGED._replace(batch=5), 2)
     apart, in_place = run_update(p), run_update(p, in_place=True)
@@ -254,7 +241,6 @@ def test_new_slots_may_take_the_memory_of_the_old() -> None:
         assert torch.equal(in_place[name], expected), name
 
 
-@pytest.mark.usefixtures("num_launches")
 def test_a_set_flag_leaves_everything_untouched() -> None:
     p = make_problem(RAGGED, 3)
     outputs = run_update(p, in_place=True, stop=1)
@@ -263,7 +249,6 @@ def test_a_set_flag_leaves_everything_untouched() -> None:
         assert output.isnan().all(), name
 
 
-@pytest.mark.usefixtures("num_launches")
 def test_nan_stays_within_its_image_and_is_not_taken_for_an_empty_one() -> None:
     p = make_problem(RAGGED, 3)
     clean = run_update(p)["slots"].unflatten(0, (RAGGED.batch, -1))
@@ -273,23 +258,6 @@ def test_nan_stays_within_its_image_and_is_not_taken_for_an_empty_one() -> None:
     assert torch.equal(slots[[0, 2]], clean[[0, 2]])
 
 
-@pytest.mark.parametrize(
-    ("width", "mlp_size", "expected"),
-    [
-        (64, 64, ["_update_kernel"]),
-        (192, 192, ["_gru_kernel", "_update_kernel"]),
-        (256, 1024, ["_gru_kernel", "_mlp_kernel", "_update_kernel"]),
-    ],
-)
-def test_larger_weights_take_more_launches(width: int, mlp_size: int, expected: list[str]) -> None:
-    sizes = Sizes(2, 9, width, 4, width, 1, mlp_size)
-    p = make_problem(sizes, 1, torch.float16)
-    with record_launches() as launches:
-        run_update(p)
-    assert [launch.kernel.__name__ for launch in launches] == expected
-
-
-@pytest.mark.usefixtures("num_launches")
 def test_rows_past_the_last_are_not_written() -> None:
     p = make_problem(RAGGED, 3)
     all_images, first_image = run_update(p), run_update(replace(p, sizes=RAGGED._replace(batch=1)))
@@ -338,14 +306,14 @@ def test_iterations_stop_when_every_image_has_converged(
     residual[image, -1, 0] = change**2 * MANY.num_slots  # relative to all slots of the image
     stop = torch.zeros((), dtype=torch.int32, device=DEVICE)
     used = torch.tensor(3, device=DEVICE)
-    converged(residual.flatten(0, 1), stop, used, MANY, 1e-4)
+    converged(residual.view(-1, 1, 2), stop, used, MANY, 1e-4)
     assert (int(stop), int(used)) == (stops, 4)
 
 
 def test_iterations_after_the_last_are_not_counted() -> None:
     stop = torch.ones((), dtype=torch.int32, device=DEVICE)
     used = torch.tensor(3, device=DEVICE)
-    converged(torch.ones(RAGGED.rows, 2, device=DEVICE), stop, used, RAGGED, 1e-4)
+    converged(torch.ones(RAGGED.rows, 1, 2, device=DEVICE), stop, used, RAGGED, 1e-4)
     assert (int(stop), int(used)) == (1, 3)
 
 

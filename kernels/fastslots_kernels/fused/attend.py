@@ -19,7 +19,7 @@ def _attend_kernel(
     inputs_ptr,  # [B, N, C], any strides
     mask_ptr,  # [B, N] int32, any strides
     m_ptr,  # [B, V, C]
-    c_ptr,  # [B, V]
+    c_ptr,  # [B, V, C_PARTS]
     sums_ptr,  # [B, S, sums_size]
     attn_ptr,  # [B, N, V]
     normed_ptr,  # [B, N, C]
@@ -43,6 +43,8 @@ def _attend_kernel(
     HAS_STOP: tl.constexpr,
     STORE_ATTN: tl.constexpr,
     STORE_NORMED: tl.constexpr,
+    C_PARTS: tl.constexpr,
+    MOST_PARTS: tl.constexpr,  # a power of two
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -68,7 +70,11 @@ def _attend_kernel(
 
     within = v[:, None] * SIZE + c[None, :]
     m = tl.trans(tl.load(m_ptr + b * num_virtual * SIZE + within, mask=kept, other=0.0))
-    bias = tl.load(c_ptr + b * num_virtual + v, mask=v < num_virtual, other=float("-inf"))
+    part = tl.arange(0, MOST_PARTS)
+    at_bias = (b * num_virtual + v)[:, None] * C_PARTS + part[None, :]
+    valid_bias = (v < num_virtual)[:, None] & (part < C_PARTS)[None, :]
+    bias = tl.sum(tl.load(c_ptr + at_bias, mask=valid_bias, other=0.0), 1)
+    bias = tl.where(v < num_virtual, bias, float("-inf"))
     sums = tl.zeros([BLOCK_V, BLOCK_C], acc)
     total = tl.zeros([BLOCK_N, BLOCK_V], acc)
     for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
@@ -134,7 +140,7 @@ def attend(
         inputs: ``[B, N, C]``, any strides.
         mask: ``[B, N]`` int32, any strides; 0 where an input is not valid.
         m: ``[B K, H C]``, tile dtype.
-        c: ``[B K, H]``.
+        c: ``[B K, H, P]``, to be summed over P.
         sums: ``[B, S, sums_size]``; S is the number of splits.
         sizes: Of the call.
         plan: Of `attend_plan`.
@@ -176,6 +182,8 @@ def attend(
         HAS_STOP=stop is not None,
         STORE_ATTN=attn is not None,
         STORE_NORMED=normed is not None,
+        C_PARTS=c.shape[2],
+        MOST_PARTS=triton.next_power_of_2(c.shape[2]),
         PRECISION=precision,
         BLOCK_N=plan.rows,
         BLOCK_C=padded(sizes.input_size),

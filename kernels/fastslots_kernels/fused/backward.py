@@ -10,7 +10,7 @@ from torch import Tensor
 from fastslots_kernels.fused.attend_backward import attend_backward
 from fastslots_kernels.fused.forward import Call, few_splits, run_attend
 from fastslots_kernels.fused.products import fold_backward, weight_gradients
-from fastslots_kernels.fused.update import recompute_gates
+from fastslots_kernels.fused.update import Keys, recompute_gates
 from fastslots_kernels.fused.update_backward import (
     keys_backward,
     new_vectors,
@@ -53,11 +53,11 @@ def run_backward(
     """
     sizes, w, precision = call.sizes, call.w, call.precision
     old = call.rows(slots)
-    keys, plain = call.new_keys(), old.new_empty(sizes.rows, sizes.width)
+    plain = old.new_empty(sizes.rows, sizes.width)
+    keys = Keys(call.w.keys.new_empty(plain.shape), old.new_empty(sizes.rows, sizes.num_heads, 1))
     if sums is None:
-        call.make_keys(old, keys, plain)
         splits = call.new_sums(call.attend_plan(None))
-        run_attend(call, keys, splits)
+        run_attend(call, call.make_keys(old), splits)
         sums = splits.sum(1, keepdim=True)
     if gates is None:
         gates = recompute_gates(sums, old, w, sizes, precision)

@@ -19,7 +19,14 @@ from fastslots_kernels.fused.plans import (
 )
 from fastslots_kernels.fused.reductions import converged, reduce_splits
 from fastslots_kernels.fused.sizes import Sizes
-from fastslots_kernels.fused.update import Keys, make_keys, update_slots
+from fastslots_kernels.fused.update import (
+    Keys,
+    Scratch,
+    make_keys,
+    new_keys,
+    new_residual,
+    update_slots,
+)
 
 # A program of the slot update reads the splits of its rows one after another: of many, a launch of its own
 # adds them up in parallel.
@@ -69,22 +76,36 @@ class Call(NamedTuple):
         shape = (self.sizes.rows, self.sizes.slot_size)
         return slots.to(self.accumulator).reshape(shape).contiguous()
 
-    def new_keys(self) -> Keys:
-        """Memory for the keys of all slots."""
-        rows, heads = self.sizes.rows, self.sizes.num_heads
-        m = self.w.keys.new_empty(rows, self.sizes.width)
-        return Keys(m, m.new_empty(rows, heads, dtype=self.accumulator))
-
-    def make_keys(self, slots: Tensor, keys: Keys, plain: Tensor | None = None) -> None:
-        """Writes the keys of slots ``[B K, D]``; arguments as in `update.make_keys`."""
-        make_keys(slots, keys, self.w, self.sizes, self.norm_eps[1], self.precision, plain)
+    def make_keys(
+        self,
+        slots: Tensor,
+        keys: Keys | None = None,
+        *,
+        rounded: Tensor | None = None,
+        stop: Tensor | None = None,
+        weights_first: bool = False,
+    ) -> Keys:
+        """The keys of slots ``[B K, D]``; arguments as in `update.make_keys`."""
+        keys = new_keys(self.w, self.sizes) if keys is None else keys
+        make_keys(
+            slots,
+            keys,
+            self.w,
+            self.sizes,
+            self.norm_eps[1],
+            self.precision,
+            rounded=rounded,
+            stop=stop,
+            weights_first=weights_first,
+        )
+        return keys
 
 
 class _Watch(NamedTuple):
     """How the device decides to stop."""
 
     stop: Tensor  # int32: whether every image has converged
-    residual: Tensor  # [B K, 2]
+    residual: Tensor  # as of `new_residual`
     tolerance: float
 
 
@@ -119,11 +140,11 @@ def run_iterations(
     watch = None
     if tolerance is not None:
         stop = torch.zeros((), dtype=torch.int32, device=device)
-        watch = _Watch(stop, state.new_empty(sizes.rows, 2), tolerance)
+        watch = _Watch(stop, new_residual(call.w, sizes), tolerance)
     stop_flag = None if watch is None else watch.stop
 
-    scratch, keys = torch.empty_like(state), call.new_keys()
-    call.make_keys(initial, keys)
+    scratch = Scratch.new(call.w, sizes)
+    keys = call.make_keys(initial, rounded=scratch.rounded)
     for iteration in range(num_iterations):
         if iteration == 0:
             sums = call.new_sums(call.attend_plan(None))
@@ -133,20 +154,20 @@ def run_iterations(
         else:
             sums = sums if normed is None else later_sums
             run_attend(call, keys, sums, normed=normed, stop=stop_flag)
-        last = iteration == num_iterations - 1
         update_slots(
             few_splits(sums),
             initial if iteration == 0 else state,
             state,
             scratch,
-            None if last else keys,
             call.w,
             sizes,
-            call.norm_eps,
+            call.norm_eps[2],
             call.precision,
             residual=None if watch is None else watch.residual,
             stop=stop_flag,
         )
+        if iteration < num_iterations - 1:
+            call.make_keys(state, keys, rounded=scratch.rounded, stop=stop_flag, weights_first=True)
         if watch is not None:
             converged(watch.residual, watch.stop, used, sizes, watch.tolerance)
     return state.view(slots.shape), used, normed
@@ -169,25 +190,23 @@ def run_step(
     """
     sizes = call.sizes
     old = call.rows(slots)
-    keys, sums = call.new_keys(), call.new_sums(call.attend_plan(normed))
-    call.make_keys(old, keys)
+    scratch, sums = Scratch.new(call.w, sizes), call.new_sums(call.attend_plan(normed))
+    keys = call.make_keys(old, rounded=scratch.rounded)
     attn = None
     if attn_dtype is not None:
         shape = (sizes.batch, sizes.num_inputs, sizes.virtual)
         attn = call.inputs.new_empty(shape, dtype=attn_dtype)
     run_attend(call, keys, sums, normed=normed, attn=attn)
-    new, scratch = torch.empty_like(old), torch.empty_like(old)
-    reduced = call.new_sums()
+    new, reduced = torch.empty_like(old), call.new_sums()
     gates = old.new_empty(4, *old.shape)
     update_slots(
         few_splits(sums),
         old,
         new,
         scratch,
-        None,
         call.w,
         sizes,
-        call.norm_eps,
+        call.norm_eps[2],
         call.precision,
         reduced=reduced,
         gates=gates,

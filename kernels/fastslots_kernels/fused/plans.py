@@ -15,9 +15,6 @@ _MOST_ISSUED = 0.85
 # What a program costs besides its tiles, in tiles: keys read, sums written, and read by the slot update.
 _TILES_PER_PROGRAM = 1.0
 _MOST_SPLITS = 1024
-# Bytes of an MLP that take one program longer to read than another launch, and hidden units to divide it by.
-_LARGE_MLP = 512 * 1024
-_HIDDEN_OF_A_PART = 128
 
 
 class Plan(NamedTuple):
@@ -31,16 +28,21 @@ class Plan(NamedTuple):
 
 
 class UpdatePlan(NamedTuple):
-    """How the slot update is run: the GRU by columns of slots, the rest by whole rows."""
+    """How the slot update is run: rows and columns of a program, and chunks of sums over columns."""
 
-    gru_columns: int  # of one program
-    gru_chunk: int  # of a sum over columns, done at a time
-    gru_warps: int
-    gru_stages: int  # chunks of weights on their way at a time
-    row_chunk: int  # hidden units of the MLP, and columns of keys, done at a time
-    row_warps: int
-    row_stages: int
-    mlp_parts: int  # of the hidden units, for programs of their own; 0: one program does all
+    rows: int
+    columns: int
+    chunk: int
+    stages: int  # chunks of weights on their way at a time
+    warps: int
+
+    def row_tiles(self, rows: int) -> int:
+        """Programs for rows of slots."""
+        return _ceil(rows, self.rows)
+
+    def column_blocks(self, columns: int) -> int:
+        """Programs for columns."""
+        return _ceil(columns, self.columns)
 
 
 # Of 16-bit tiles: kernel, bytes of an input, columns and virtual slots as padded.
@@ -102,17 +104,13 @@ def backward_plan(
 
 
 def update_plan(sizes: Sizes, tile: torch.dtype) -> UpdatePlan:
-    """Of `update_slots`: chunks of 128 bytes for the GRU, tiles of weights of 16 KiB for the rest."""
-    columns = padded(sizes.slot_size)
-    row_bytes = columns * tile.itemsize
-    # As many as fit the shared memory.
-    stages = 1 if tile == torch.float64 else 3 if row_bytes <= 1024 else 2
-    row_chunk = min(64, max(16, 16 * 1024 // row_bytes))
-    large = 2 * sizes.mlp_size * sizes.slot_size * tile.itemsize >= _LARGE_MLP
-    parts = _ceil(sizes.mlp_size, _HIDDEN_OF_A_PART) if large else 0
-    return UpdatePlan(
-        min(32, columns), 128 // tile.itemsize, 8, stages, row_chunk, 8, stages, parts
-    )
+    """Of `update_slots`: many programs with little each, since what counts is how long one takes.
+
+    More rows read a weight less often: they pay once there are programs for all multiprocessors.
+    """
+    if tile.itemsize == 2:
+        return UpdatePlan(16 if sizes.rows <= 512 else 32, 32, 64, 3, 4)
+    return UpdatePlan(16, 16, 128 // tile.itemsize, 1 if tile.itemsize == 8 else 3, 8)
 
 
 def stores_normed(tile: torch.dtype, input_dtype: torch.dtype) -> bool:

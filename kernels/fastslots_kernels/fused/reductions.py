@@ -37,11 +37,11 @@ def _reduce_splits_kernel(
 
 @triton.jit
 def _converged_kernel(
-    residual_ptr,  # [B, K, 2]
+    residual_ptr,  # [B, entries, 2]
     stop_ptr,  # int32
     used_ptr,  # int64
     num_images,
-    num_slots,
+    num_entries,  # of an image: slots, and blocks of their columns
     TOLERANCE: tl.constexpr,
     BLOCK_IMAGES: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
@@ -56,10 +56,10 @@ def _converged_kernel(
         image = first_image + tl.arange(0, BLOCK_IMAGES)
         change = tl.zeros([BLOCK_IMAGES], residual_ptr.dtype.element_ty)
         norm = tl.zeros([BLOCK_IMAGES], residual_ptr.dtype.element_ty)
-        for first_slot in range(0, num_slots, BLOCK_SLOTS):
+        for first_slot in range(0, num_entries, BLOCK_SLOTS):
             slot = first_slot + tl.arange(0, BLOCK_SLOTS)
-            valid = (image < num_images)[:, None] & (slot < num_slots)[None, :]
-            at = (image.to(tl.int64)[:, None] * num_slots + slot[None, :]) * 2
+            valid = (image < num_images)[:, None] & (slot < num_entries)[None, :]
+            at = (image.to(tl.int64)[:, None] * num_entries + slot[None, :]) * 2
             change += tl.sum(tl.load(residual_ptr + at, mask=valid, other=0.0), 1)
             norm += tl.sum(tl.load(residual_ptr + at + 1, mask=valid, other=0.0), 1)
         still = tl.sqrt(change) < TOLERANCE * tl.sqrt(norm)  # false for NaN
@@ -95,7 +95,7 @@ def converged(residual: Tensor, stop: Tensor, used: Tensor, sizes: Sizes, tolera
     """Counts an iteration, and sets the flag if it moved the slots of no image by much.
 
     Args:
-        residual: Of `update_slots`, ``[R, 2]``.
+        residual: Of `update_slots`, ``[R, blocks, 2]``.
         stop: int32 flag; set to 1 if ``‖new - slots‖ < tolerance ‖new‖`` for every image. Once it is set,
             nothing is written.
         used: int64, the number of iterations; 1 is added.
@@ -111,7 +111,7 @@ def converged(residual: Tensor, stop: Tensor, used: Tensor, sizes: Sizes, tolera
         stop,
         used,
         sizes.batch,
-        sizes.num_slots,
+        sizes.num_slots * residual.shape[1],
         TOLERANCE=tolerance,
         BLOCK_IMAGES=128,
         BLOCK_SLOTS=16,

@@ -6,13 +6,14 @@ import triton.language as tl
 
 @triton.jit
 def wait_for_inputs(DEPENDENT: tl.constexpr):
-    """Lets the next kernel start, and waits until what the last one wrote is there; nothing is read before.
+    """Waits until the kernel before has ended, and lets the next one start (programmatic dependent launch).
 
-    With DEPENDENT a kernel is on its way while the one before it still runs (programmatic dependent launch).
+    In this order: when a kernel starts, all but the one before it have ended. So what they wrote may be read
+    before this, and nothing else.
     """
     if DEPENDENT:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -34,12 +35,14 @@ def ratio(a, b, TILE: tl.constexpr):
 
 
 @triton.jit
-def inverse_root(x):
-    """``1 / √x``, both operations rounded correctly."""
-    if x.dtype == tl.float32:
+def inverse_root(x, TILE: tl.constexpr):
+    """``1 / √x``, for a tile dtype: rounded correctly, but for 16 bits."""
+    if x.dtype != tl.float32:
+        return 1 / tl.sqrt(x)
+    elif TILE.primitive_bitwidth > 16:
         return tl.div_rn(1.0, tl.sqrt_rn(x))
     else:
-        return 1 / tl.sqrt(x)
+        return tl.rsqrt(x)
 
 
 @triton.jit
@@ -49,13 +52,13 @@ def mean_of(sums, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def layer_norm(x, valid, WIDTH: tl.constexpr, EPS: tl.constexpr):
+def layer_norm(x, valid, WIDTH: tl.constexpr, EPS: tl.constexpr, TILE: tl.constexpr = tl.float32):
     """Normalises rows over their `WIDTH` valid columns, without affine: ``x̃``, and ``rstd`` per row.
 
-    Invalid columns are 0 in ``x̃``.
+    Invalid columns are 0 in ``x̃``. TILE is the dtype that it is for.
     """
     centred = tl.where(valid, x - mean_of(tl.sum(x, 1), WIDTH)[:, None], 0.0)
-    rstd = inverse_root(mean_of(tl.sum(centred * centred, 1), WIDTH) + EPS)
+    rstd = inverse_root(mean_of(tl.sum(centred * centred, 1), WIDTH) + EPS, TILE)
     return centred * rstd[:, None], rstd
 
 
@@ -68,15 +71,15 @@ def layer_norm_backward(d_normed, normed, rstd, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def sigmoid(x):
-    """The logistic function."""
-    return divide(1.0, 1 + tl.exp(-x))
+def sigmoid(x, TILE: tl.constexpr):
+    """The logistic function, for a tile dtype."""
+    return ratio(1.0, 1 + tl.exp(-x), TILE)
 
 
 @triton.jit
-def tanh(x):
-    """The hyperbolic tangent: Triton has none that its interpreter knows."""
-    return 2 * sigmoid(2 * x) - 1
+def tanh(x, TILE: tl.constexpr):
+    """The hyperbolic tangent, for a tile dtype: Triton has none that its interpreter knows."""
+    return 2 * sigmoid(2 * x, TILE) - 1
 
 
 @triton.jit

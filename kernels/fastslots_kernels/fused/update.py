@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-import triton
 from torch import Tensor
 
 from fastslots_kernels.fused.folded import FoldedWeights
@@ -13,21 +11,41 @@ from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.plans import UpdatePlan, update_plan
 from fastslots_kernels.fused.sizes import Sizes, padded
 from fastslots_kernels.fused.update_kernels import (
+    _average_kernel,
     _gru_kernel,
+    _hidden_kernel,
     _keys_kernel,
-    _mlp_kernel,
-    _update_kernel,
+    _new_kernel,
 )
 
-_BLOCK_ROWS = 16  # the fewest rows that matrix units take
-_SMALL_WEIGHTS = 128 * 1024  # bytes that one program reads in about the time of a second launch
+_AVERAGED_ROWS = 4  # of a program
 
 
 class Keys(NamedTuple):
     """What the logits need of the slots: ``L = x̃ mᵀ + c``."""
 
     m: Tensor  # [R, H C], tile dtype
-    c: Tensor  # [R, H]
+    c: Tensor  # [R, H, P]: what each of P blocks of columns adds
+
+
+class Scratch(NamedTuple):
+    """What kernels of an update leave for one another."""
+
+    averaged: Tensor  # ū, [R, H C], tile dtype
+    rounded: Tensor  # the slots that entered, [R, D], tile dtype
+    output: Tensor  # of the GRU, [R, D], accumulator dtype
+    hidden: Tensor  # of the MLP, [R, M], tile dtype
+
+    @classmethod
+    def new(cls, w: FoldedWeights, sizes: Sizes) -> Scratch:
+        """Memory for updates of these sizes."""
+        rows, d = sizes.rows, sizes.slot_size
+        return cls(
+            w.values.new_empty(rows, sizes.width),
+            w.values.new_empty(rows, d),
+            w.scale.new_empty(rows, d),
+            w.values.new_empty(rows, sizes.mlp_size),
+        )
 
 
 def make_keys(
@@ -37,27 +55,62 @@ def make_keys(
     sizes: Sizes,
     norm_slots_eps: float,
     precision: str,
-    plain: Tensor | None = None,
+    *,
+    rounded: Tensor | None = None,
+    stop: Tensor | None = None,
+    weights_first: bool = False,
 ) -> None:
-    """Writes the keys of slots ``[R, D]`` to `keys`, and to `plain`, ``[R, H C]``, `m` before `w.scale`."""
+    """Writes the keys of slots ``[R, D]`` to `keys`.
+
+    Args:
+        slots: Accumulator dtype, like all but `keys.m` and `rounded`.
+        keys: As of `new_keys`.
+        w: The weights.
+        sizes: Of the call.
+        norm_slots_eps: Of the LayerNorm of the slots.
+        precision: Of the products: ``"ieee"`` or ``"tf32"``.
+        rounded: Receives the slots in the tile dtype, ``[R, D]``.
+        stop: int32 flag on the device: unless it is 0, nothing is written.
+        weights_first: Whether the launch before this one has not made the weights, so that they may be read
+            while it runs.
+    """
     if sizes.rows == 0:
         return
+    plan = update_plan(sizes, w.keys.dtype)
+    blocks = plan.row_tiles(sizes.rows) * sizes.num_heads * keys.c.shape[2]
     launch(
         _keys_kernel,
-        (_row_tiles(sizes),),
+        (blocks,),
         slots,
         *keys,
-        _or_unused(plain, slots),
+        _or_unused(rounded, keys.m),
         w.keys,
         w.scale,
         w.shift,
         w.norm_slots_weight,
         w.norm_slots_bias,
+        _or_unused(stop, slots),
         sizes.rows,
-        **_constants(sizes, precision),
-        **_row_blocks(sizes, update_plan(sizes, w.keys.dtype)),
-        STORE_PLAIN=plain is not None,
-        NORM_EPS=norm_slots_eps,
+        C=sizes.input_size,
+        D=sizes.slot_size,
+        H=sizes.num_heads,
+        EPS=norm_slots_eps,
+        HAS_STOP=stop is not None,
+        STORE_ROUNDED=rounded is not None,
+        WEIGHTS_FIRST=weights_first,
+        BLOCK_C=plan.columns,
+        PADDED_D=padded(sizes.slot_size),
+        **_constants(plan, precision),
+    )
+
+
+def new_keys(w: FoldedWeights, sizes: Sizes) -> Keys:
+    """Memory for what `make_keys` writes."""
+    plan = update_plan(sizes, w.keys.dtype)
+    parts = plan.column_blocks(sizes.input_size)
+    return Keys(
+        w.keys.new_empty(sizes.rows, sizes.width),
+        w.scale.new_empty(sizes.rows, sizes.num_heads, parts),
     )
 
 
@@ -65,11 +118,10 @@ def update_slots(
     sums: Tensor,
     slots: Tensor,
     new: Tensor,
-    scratch: Tensor,
-    keys: Keys | None,
+    scratch: Scratch,
     w: FoldedWeights,
     sizes: Sizes,
-    norm_eps: tuple[float, float, float],
+    norm_mlp_eps: float,
     precision: str,
     *,
     residual: Tensor | None = None,
@@ -77,91 +129,67 @@ def update_slots(
     reduced: Tensor | None = None,
     gates: Tensor | None = None,
 ) -> None:
-    """Writes the next slots to `new`, and their keys to `keys`.
-
-    Small weights take one launch, in which a program reads all of them for its rows. Others take two, of
-    which the first spreads the GRU's weights over programs, or three, of which the second does so with a
-    large MLP's.
+    """Writes the next slots to `new`.
 
     Args:
-        sums: Of all splits, ``[B, S, sums_size]``, accumulator dtype like all but `keys.m`.
-        slots: The present slots, ``[R, D]``.
+        sums: Of all splits, ``[B, S, sums_size]``, accumulator dtype.
+        slots: The present slots, ``[R, D]``, accumulator dtype.
         new: ``[R, D]``; may be `slots`.
-        scratch: ``[R, D]``, memory of its own.
-        keys: Those of the new slots, or None if nobody needs them.
+        scratch: Whose `rounded` hold the present slots.
         w: The weights.
         sizes: Of the call.
-        norm_eps: Of the LayerNorms of the inputs, of the slots, before the MLP.
+        norm_mlp_eps: Of the LayerNorm before the MLP.
         precision: Of the products: ``"ieee"`` or ``"tf32"``.
-        residual: Receives ``Σ (new - slots)²`` and ``Σ new²`` of every row, ``[R, 2]``.
+        residual: As of `new_residual`; receives ``Σ (new - slots)²`` and ``Σ new²`` of blocks of columns.
         stop: int32 flag on the device: unless it is 0, nothing is written.
         reduced: Receives the sums over all splits, ``[B, sums_size]``, with zeros for padding.
         gates: Receives those of the GRU, ``[4, R, D]``: reset, keep, new, and what the reset gate multiplies.
     """
     if sizes.rows == 0:
         return
-    plan = update_plan(sizes, w.keys.dtype)
-    one_launch = _weight_bytes(w) <= _SMALL_WEIGHTS
-    if not one_launch:
-        _launch_gru(
-            sums, slots, scratch, w, sizes, precision, stop=stop, reduced=reduced, gates=gates
-        )
-    num_parts, parts = 0 if one_launch else plan.mlp_parts, None
-    if num_parts:
-        parts = scratch.new_empty(num_parts, *scratch.shape)
-        launch(
-            _mlp_kernel,
-            (_row_tiles(sizes) * num_parts,),
-            scratch,
-            *_mlp_weights(w),
-            parts,
-            _or_unused(stop, slots),
-            sizes.rows,
-            D=sizes.slot_size,
-            M=sizes.mlp_size,
-            NORM_EPS=norm_eps[2],
-            HAS_STOP=stop is not None,
-            PARTS=num_parts,
-            BLOCK_ROWS=_BLOCK_ROWS,
-            **_row_blocks(sizes, plan),
-            PRECISION=precision,
-        )
+    _launch_gru(sums, slots, scratch, w, sizes, precision, stop=stop, reduced=reduced, gates=gates)
+    plan, m, d = update_plan(sizes, w.keys.dtype), sizes.mlp_size, sizes.slot_size
+    constants = {"D": d, "M": m, "HAS_STOP": stop is not None, **_constants(plan, precision)}
     launch(
-        _update_kernel,
-        (_row_tiles(sizes),),
-        sums,
-        slots,
-        scratch,
-        _or_unused(reduced, slots),
-        _or_unused(gates, slots),
-        *_gru_weights(w),
-        new,
-        _or_unused(residual, slots),
-        *_mlp_weights(w),
-        _or_unused(parts, slots),
-        *(keys or (slots, slots)),
-        w.keys,
-        w.norm_slots_weight,
-        w.norm_slots_bias,
+        _hidden_kernel,
+        (plan.row_tiles(sizes.rows) * plan.column_blocks(m),),
+        scratch.output,
+        scratch.hidden,
+        w.norm_mlp_weight,
+        w.norm_mlp_bias,
+        w.mlp_0,
+        w.mlp_0_bias,
         _or_unused(stop, slots),
         sizes.rows,
-        sizes.num_slots,
-        sizes.sums_size,
-        NUM_SPLITS=sums.shape[1],
-        **_constants(sizes, precision),
-        **_gru_blocks(plan),
-        **_row_blocks(sizes, plan),
-        M=sizes.mlp_size,
-        NORM_SLOTS_EPS=norm_eps[1],
-        NORM_MLP_EPS=norm_eps[2],
-        RUN_GRU=one_launch,
-        HAS_STOP=stop is not None,
-        STORE_SUMS=reduced is not None,
-        STORE_GATES=gates is not None,
-        RESIDUAL=residual is not None,
-        MAKE_KEYS=keys is not None,
-        PARTS=num_parts,
+        EPS=norm_mlp_eps,
+        BLOCK_M=plan.columns,
+        PADDED_D=padded(d),
+        **constants,
     )
+    launch(
+        _new_kernel,
+        (plan.row_tiles(sizes.rows) * plan.column_blocks(d),),
+        scratch.hidden,
+        scratch.output,
+        slots,
+        new,
+        _or_unused(residual, slots),
+        w.mlp_2,
+        w.mlp_2_bias,
+        _or_unused(stop, slots),
+        sizes.rows,
+        RESIDUAL=residual is not None,
+        BLOCK_D=plan.columns,
+        CHUNK=plan.chunk,
+        STAGES=plan.stages,
+        **constants,
+    )
+
+
+def new_residual(w: FoldedWeights, sizes: Sizes) -> Tensor:
+    """Memory for the residual of `update_slots`, ``[R, blocks of columns, 2]``."""
+    blocks = update_plan(sizes, w.keys.dtype).column_blocks(sizes.slot_size)
+    return w.scale.new_empty(sizes.rows, blocks, 2)
 
 
 def recompute_gates(
@@ -170,14 +198,15 @@ def recompute_gates(
     """The gates of `update_slots` again, of sums ``[B, 1, sums_size]`` and slots ``[R, D]``."""
     gates = slots.new_empty(4, *slots.shape)
     if sizes.rows > 0:
-        _launch_gru(sums, slots, torch.empty_like(slots), w, sizes, precision, gates=gates)
+        scratch = Scratch.new(w, sizes)._replace(rounded=slots.to(w.values.dtype))
+        _launch_gru(sums, slots, scratch, w, sizes, precision, gates=gates)
     return gates
 
 
 def _launch_gru(
     sums: Tensor,
     slots: Tensor,
-    output: Tensor,
+    scratch: Scratch,
     w: FoldedWeights,
     sizes: Sizes,
     precision: str,
@@ -186,43 +215,52 @@ def _launch_gru(
     gates: Tensor | None = None,
     stop: Tensor | None = None,
 ) -> None:
+    """Writes means and output of the GRU to `scratch`."""
     plan = update_plan(sizes, w.values.dtype)
     launch(
-        _gru_kernel,
-        (_row_tiles(sizes) * triton.cdiv(sizes.slot_size, plan.gru_columns),),
+        _average_kernel,
+        (-(-sizes.rows // _AVERAGED_ROWS) * sizes.num_heads,),
         sums,
-        slots,
-        output,
+        scratch.averaged,
         _or_unused(reduced, slots),
-        _or_unused(gates, slots),
-        *_gru_weights(w),
+        w.scale,
+        w.shift,
         _or_unused(stop, slots),
         sizes.rows,
         sizes.num_slots,
         sizes.sums_size,
         NUM_SPLITS=sums.shape[1],
-        **_constants(sizes, precision),
-        **_gru_blocks(plan),
+        C=sizes.input_size,
+        H=sizes.num_heads,
         HAS_STOP=stop is not None,
         STORE_SUMS=reduced is not None,
-        STORE_GATES=gates is not None,
-        STAGES=plan.gru_stages,
-        num_warps=plan.gru_warps,
+        BLOCK_ROWS=_AVERAGED_ROWS,
+        PADDED_C=padded(sizes.input_size),
+        num_warps=4,
     )
-
-
-def _gru_weights(w: FoldedWeights) -> tuple[Tensor, ...]:
-    return w.values, w.hidden, w.gru_bias_ih, w.gru_bias_hh, w.scale, w.shift
-
-
-def _mlp_weights(w: FoldedWeights) -> tuple[Tensor, ...]:
-    mlp = w.mlp_0, w.mlp_0_bias, w.mlp_2, w.mlp_2_bias
-    return w.norm_mlp_weight, w.norm_mlp_bias, *mlp
-
-
-def _weight_bytes(w: FoldedWeights) -> int:
-    matrices = w.keys, w.values, w.hidden, w.mlp_0, w.mlp_2
-    return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+    launch(
+        _gru_kernel,
+        (plan.row_tiles(sizes.rows) * plan.column_blocks(sizes.slot_size),),
+        scratch.averaged,
+        scratch.rounded,
+        slots,
+        scratch.output,
+        _or_unused(gates, slots),
+        w.values,
+        w.hidden,
+        w.gru_bias_ih,
+        w.gru_bias_hh,
+        _or_unused(stop, slots),
+        sizes.rows,
+        W=sizes.width,
+        D=sizes.slot_size,
+        HAS_STOP=stop is not None,
+        STORE_GATES=gates is not None,
+        BLOCK_D=plan.columns,
+        CHUNK=plan.chunk,
+        STAGES=plan.stages,
+        **_constants(plan, precision),
+    )
 
 
 def _or_unused(tensor: Tensor | None, unused: Tensor) -> Tensor:
@@ -230,29 +268,6 @@ def _or_unused(tensor: Tensor | None, unused: Tensor) -> Tensor:
     return unused if tensor is None else tensor
 
 
-def _row_tiles(sizes: Sizes) -> int:
-    return -(-sizes.rows // _BLOCK_ROWS)
-
-
-def _constants(sizes: Sizes, precision: str) -> dict[str, Any]:
-    """What every kernel of this file takes."""
-    return {
-        "C": sizes.input_size,
-        "D": sizes.slot_size,
-        "H": sizes.num_heads,
-        "BLOCK_ROWS": _BLOCK_ROWS,
-        "PRECISION": precision,
-    }
-
-
-def _gru_blocks(plan: UpdatePlan) -> dict[str, int]:
-    return {"BLOCK_D": plan.gru_columns, "GRU_CHUNK": plan.gru_chunk}
-
-
-def _row_blocks(sizes: Sizes, plan: UpdatePlan) -> dict[str, int]:
-    return {
-        "PADDED_D": padded(sizes.slot_size),
-        "ROW_CHUNK": plan.row_chunk,
-        "STAGES": plan.row_stages,
-        "num_warps": plan.row_warps,
-    }
+def _constants(plan: UpdatePlan, precision: str) -> dict[str, Any]:
+    """What all kernels with products take."""
+    return {"BLOCK_ROWS": plan.rows, "PRECISION": precision, "num_warps": plan.warps}

@@ -88,7 +88,7 @@ def update_backward(
         precision: ``"ieee"`` or ``"tf32"``, for products in float32.
         vectors: Of `new_vectors`; all columns but those of ``norm_slots`` are filled.
         keys: Receives those of the slots, as of `make_keys`.
-        plain: As in `make_keys`.
+        plain: Receives their `m` before `w.scale`, ``[R, H C]``.
     """
     out = _empty_update_gradients(w, sizes)
     if sizes.rows == 0:
