@@ -106,10 +106,13 @@ def backward_plan(
 def update_plan(sizes: Sizes, tile: torch.dtype) -> UpdatePlan:
     """Of `update_slots`: many programs with little each, since what counts is how long one takes.
 
-    More rows read a weight less often: they pay once there are programs for all multiprocessors.
+    Of plans measured on an H200 the fastest at each of the papers' shapes, or within 2 % of it.
     """
     if tile.itemsize == 2:
-        return UpdatePlan(16 if sizes.rows <= 512 else 32, 32, 64, 3, 4)
+        columns = 64 if sizes.slot_size > 64 else 32
+        # More rows read a weight less often: they pay once there are more programs than multiprocessors.
+        programs = _ceil(sizes.rows, 16) * _ceil(sizes.slot_size, columns)
+        return UpdatePlan(16 if programs <= 132 else 32, columns, 64, 3, 4)
     return UpdatePlan(16, 16, 128 // tile.itemsize, 1 if tile.itemsize == 8 else 3, 8)
 
 
