@@ -72,15 +72,19 @@ def layer_norm_backward(d_normed, normed, rstd, WIDTH: tl.constexpr):
 
 @triton.jit
 def exponential(x, TILE: tl.constexpr):
-    """``eˣ`` for a tile dtype: of float32, what rounding takes off ``x log₂ e`` is put back, but for 16 bits."""
+    """``eˣ`` for a tile dtype; of float32, but for 16 bits, ``2ⁿ eʳ`` with ``x = n ln 2 + r``.
+
+    The device takes powers of 2, and ``x log₂ e`` alone would be rounded more, the larger x is. The first part of
+    ln 2 has so few bits that its multiples are exact (Cody & Waite 1980).
+    """
     if x.dtype != tl.float32 or TILE.primitive_bitwidth <= 16:
         return tl.exp(x)
     else:
         # What is below gives 0, what is above inf; NaN stays NaN. Infinities would leave NaN over.
         x = tl.where(x < -1e4, -1e4, tl.where(x > 1e4, 1e4, x))
-        power = x * 1.4426950408889634
-        rest = tl.fma(x, 1.4426950408889634, -power) + x * 1.925963033500e-8
-        return tl.exp2(power) * (1 + 0.6931471805599453 * rest)
+        n = tl.floor(x * 1.4426950408889634 + 0.5)
+        r = x - n * 0.693359375 + n * 2.121944400546905827679e-4
+        return tl.exp2(n) * tl.exp2(r * 1.4426950408889634)
 
 
 @triton.jit
