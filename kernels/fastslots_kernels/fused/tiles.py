@@ -74,8 +74,8 @@ def layer_norm_backward(d_normed, normed, rstd, WIDTH: tl.constexpr):
 def exponential(x, TILE: tl.constexpr):
     """``eˣ`` for a tile dtype; of float32, but for 16 bits, ``2ⁿ eʳ`` with ``x = n ln 2 + r``.
 
-    The device takes powers of 2, and ``x log₂ e`` alone would be rounded more, the larger x is. The first part of
-    ln 2 has so few bits that its multiples are exact (Cody & Waite 1980).
+    The device takes powers of 2, and ``x log₂ e`` alone would be rounded more, the larger x is. The first
+    part of ln 2 has so few bits that its multiples are exact (Cody & Waite 1980).
     """
     if x.dtype != tl.float32 or TILE.primitive_bitwidth <= 16:
         return tl.exp(x)
