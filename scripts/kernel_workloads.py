@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastslots import SlotAttention
 from fastslots_kernels import SlotAttentionWeights
-from fastslots_kernels.fused import forward, launch
+from fastslots_kernels.fused import forward
 from fastslots_kernels.fused.backward import run_backward
 from fastslots_kernels.fused.launch import Launch, record_launches
 from fastslots_kernels.fused.products import fold
@@ -104,7 +104,6 @@ def record(
         torch.no_grad(),
         mock.patch.object(forward, "_num_processors", return_value=CHIPS[chip].multiprocessors),
         mock.patch.object(forward, "_has_warp_groups", return_value=chip == "sm_90"),
-        mock.patch.object(launch, "dependent_launches", return_value=chip != "sm_80"),
         mock.patch.object(forward.Call, "precision", precision.products),
     ):
         folded = fold(weights, heads, precision.tile, precision.products)

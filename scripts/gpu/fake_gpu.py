@@ -20,7 +20,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 
 from fastslots.slate import chunks
-from fastslots_kernels.fused import forward, launch, limits, ops, tables
+from fastslots_kernels.fused import forward, limits, ops
 from fastslots_kernels.fused.launch import Launch, record_launches
 
 CHIP = "sm_90"
@@ -38,14 +38,6 @@ class Pointer:
     def data_ptr(self) -> int:
         """Multiples of 16 stand for aligned addresses."""
         return self.address
-
-
-class PlainLaunch(Launch):
-    """Of a kernel that is launched by Triton's own means."""
-
-    def run(self) -> None:
-        """Runs it, where a driver of Triton's is."""
-        self.kernel[self.grid](*self.arguments, **self.constants, num_warps=self.num_warps)
 
 
 @contextmanager
@@ -78,7 +70,7 @@ def distinct(launches: Sequence[Launch]) -> list[Launch]:
         arguments = tuple(map(_pointer, one.arguments))
         constants = tuple(sorted((name, str(value)) for name, value in one.constants.items()))
         kinds = tuple((type(argument), argument) for argument in arguments)
-        key = (one.kernel.fn, kinds, constants, one.num_warps)
+        key = (one.kernel.fn, kinds, constants, one.num_warps, one.resident)
         found.setdefault(key, one._replace(arguments=arguments))
     return list(found.values())
 
@@ -88,20 +80,6 @@ def _pointer(argument: Any) -> Any:
         return argument
     # Memory of PyTorch's allocator begins at a multiple of 512 bytes.
     return Pointer(argument.dtype, int(argument.storage_offset()) * argument.element_size() % 16)
-
-
-@dataclass(frozen=True)
-class _PlainKernel:
-    """Records what Triton itself would launch."""
-
-    kernel: Any
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def run(*arguments: Any, num_warps: int, **constants: Any) -> None:
-            one = PlainLaunch(self.kernel, grid, arguments, constants, num_warps)
-            launch._records[-1].append(one)
-
-        return run
 
 
 class _Autocast(torch.autocast):
@@ -123,9 +101,8 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     yield nn.Module, "_apply", _apply
     yield limits, "_why_not_device", lambda _: None
     yield forward, "_num_processors", lambda _: PROCESSORS
-    yield launch, "dependent_launches", lambda: True
+    yield forward, "_has_warp_groups", lambda _: True
     yield chunks, "_CPU_ENTRIES", chunks._GPU_ENTRIES
-    yield tables, "_table_kernel", _PlainKernel(tables._table_kernel)
     for operator in vars(ops).values():
         if isinstance(operator, CustomOpDef):
             yield operator, "_abstract_fn", _on_gpu(operator._init_fn)

@@ -171,8 +171,6 @@ def _tune(rows: Sequence[Row]) -> list[str]:
             by_launch.setdefault(row["unit"], []).append(
                 {**row, "options": {"plan": row["update"]}}
             )
-        elif "starts" in row:
-            lines.append(f"{row['unit']}: started {row['starts']} {row['us_p50']:.1f} us")
     for unit, found in by_launch.items():
         best = sorted(found, key=lambda row: row["us_p50"])
         shown = "; ".join(f"{r['us_p50']:.2f} {_short(r['options'])}" for r in best[:3])

@@ -100,30 +100,18 @@ class Variant(NamedTuple):
 
 def main(job: Job) -> None:
     """Times every variant on every shape; one row each."""
-    for kind, do in (("dependent", _compare_dependent), ("iteration", _tune_updates)):
-        units = [f"{shape} {kind}" for shape in SHAPES]
-        job.each(units, lambda unit, do=do: do(job, unit), most_s=30.0)
+    units = [f"{shape} iteration" for shape in SHAPES]
+    job.each(units, lambda unit: _tune_updates(job, unit), most_s=30.0)
     job.each(SHAPES, lambda shape: _tune(job, shape), most_s=90.0)
 
 
 def all_launches(shapes: Sequence[str] = SHAPES) -> Iterator[Launch]:
     """What `main` compiles, on tensors without memory."""
     for shape in shapes:
-        yield from map(_independent, record(WORKLOADS[shape], PRECISIONS[PRECISION], CHIP))
         for plan in UPDATES:
             yield from _with_update(plan, WORKLOADS[shape], "meta")
         for variant in variants(WORKLOADS[shape], "meta"):
             yield from variant.launches
-
-
-def _compare_dependent(job: Job, unit: str) -> None:
-    """All launches of a training step, one after the other: started early, or after the one before ended."""
-    _needs_a_gpu(job)
-    launches = record(WORKLOADS[unit.split()[0]], PRECISIONS[PRECISION], CHIP, str(job.device))
-    for name, chosen in (("early", launches), ("after", list(map(_independent, launches)))):
-        for one in chosen:
-            one.run()
-        job.row(unit, starts=name, launches=len(chosen), us_p50=replay_us(chosen, 20))
 
 
 def _tune_updates(job: Job, unit: str) -> None:
@@ -153,10 +141,6 @@ def _with_update(plan: UpdatePlan | None, workload: Workload, device: str) -> li
 def _needs_a_gpu(job: Job) -> None:
     if job.device.type != "cuda":
         raise Skip("there are no tiles to choose on a CPU")
-
-
-def _independent(one: Launch) -> Launch:
-    return one._replace(constants={**one.constants, "DEPENDENT": False})
 
 
 def _tune(job: Job, shape: str) -> None:

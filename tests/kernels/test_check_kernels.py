@@ -24,19 +24,19 @@ from fastslots_kernels import fused
 from fastslots_kernels.fused.launch import launch, record_launches
 
 @triton.jit
-def plain(x_ptr, y_ptr, size, SIZE: tl.constexpr, FLAG: tl.constexpr, DEPENDENT: tl.constexpr):
+def plain(x_ptr, y_ptr, size, SIZE: tl.constexpr, FLAG: tl.constexpr):
     columns = tl.arange(0, SIZE)
     x = tl.load(x_ptr + columns, mask=columns < size, other=0.0)
     tl.store(y_ptr + columns, x * 2, mask=columns < size)
 
 @triton.jit
-def spilling(x_ptr, y_ptr, size, SIZE: tl.constexpr, DEPENDENT: tl.constexpr):
+def spilling(x_ptr, y_ptr, size, SIZE: tl.constexpr):
     columns = tl.arange(0, SIZE)
     x = tl.load(x_ptr + columns)
     tl.store(y_ptr + columns, x / tl.sum(x))
 
 @triton.jit
-def wrong(x_ptr, y_ptr, size, SIZE: tl.constexpr, DEPENDENT: tl.constexpr):
+def wrong(x_ptr, y_ptr, size, SIZE: tl.constexpr):
     tl.store(y_ptr + tl.arange(0, SIZE), size)
 
 def tensor(offset=0, dtype=torch.float32):
@@ -137,17 +137,16 @@ def test_launches_are_specialised_as_triton_does_at_run_time(probe):
     )
     assert run.returncode == 0, run.stderr
     aligned, same, unaligned, one, long, offset, bf16, other = json.loads(run.stdout)
-    module, kernel, signature, constants, attributes, warps, dependent = aligned
-    assert (module, kernel, warps, dependent) == ("__main__", "plain", 1, False)
+    module, kernel, signature, constants, attributes, warps, resident = aligned
+    assert (module, kernel, warps, resident) == ("__main__", "plain", 1, 1)
     assert dict(signature) == {
         "x_ptr": "*fp32",
         "y_ptr": "*fp32",
         "size": "i32",
         "SIZE": "constexpr",
         "FLAG": "constexpr",
-        "DEPENDENT": "constexpr",
     }
-    assert constants == [[[3], 64], [[4], True], [[5], False]]
+    assert constants == [[[3], 64], [[4], True]]
     assert attributes == [[[i], [["tt.divisibility", 16]]] for i in range(3)]
     assert same == aligned
     assert unaligned[4] == [

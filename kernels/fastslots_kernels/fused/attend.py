@@ -19,7 +19,7 @@ from fastslots_kernels.fused.inputs import (
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.plans import Plan, split_size
 from fastslots_kernels.fused.sizes import Sizes, padded
-from fastslots_kernels.fused.tiles import add_dot, softmax, wait_for_inputs
+from fastslots_kernels.fused.tiles import add_dot, softmax
 
 
 @triton.jit
@@ -58,10 +58,8 @@ def _attend_kernel(
     BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,  # columns worked on at a time
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One program: one split of the inputs of one image."""
-    wait_for_inputs(DEPENDENT)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return

@@ -18,7 +18,7 @@ from fastslots_kernels.fused.inputs import (
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.plans import Plan, split_size
 from fastslots_kernels.fused.sizes import Sizes, padded
-from fastslots_kernels.fused.tiles import add_dot, mean_of, softmax, wait_for_inputs
+from fastslots_kernels.fused.tiles import add_dot, mean_of, softmax
 
 
 @triton.jit
@@ -73,10 +73,8 @@ def _attend_backward_kernel(
     BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,  # columns of d_inputs made at once
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One program: one split of the inputs of one image."""
-    wait_for_inputs(DEPENDENT)
     pid = tl.program_id(0)
     b, split = (pid // num_splits).to(tl.int64), pid % num_splits
     first = split * split_size

@@ -84,7 +84,6 @@ class Call(NamedTuple):
         *,
         rounded: Tensor | None = None,
         stop: Tensor | None = None,
-        weights_first: bool = False,
     ) -> Keys:
         """The keys of slots ``[B K, D]``; arguments as in `update.make_keys`."""
         keys = new_keys(self.w, self.sizes) if keys is None else keys
@@ -97,7 +96,6 @@ class Call(NamedTuple):
             self.precision,
             rounded=rounded,
             stop=stop,
-            weights_first=weights_first,
         )
         return keys
 
@@ -168,7 +166,7 @@ def run_iterations(
             stop=stop_flag,
         )
         if iteration < num_iterations - 1:
-            call.make_keys(state, keys, rounded=scratch.rounded, stop=stop_flag, weights_first=True)
+            call.make_keys(state, keys, rounded=scratch.rounded, stop=stop_flag)
         if watch is not None:
             converged(watch.residual, watch.stop, used, sizes, watch.tolerance)
     return state.view(slots.shape), used, normed

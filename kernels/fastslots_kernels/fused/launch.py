@@ -8,12 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any, NamedTuple
-
-import torch
-
-from fastslots_kernels.fused import limits
 
 
 class Launch(NamedTuple):
@@ -28,9 +23,7 @@ class Launch(NamedTuple):
 
     def run(self) -> None:
         """Runs it, where a driver of Triton's is."""
-        options = compiler_options(
-            self.num_warps, dependent=self.constants["DEPENDENT"], resident=self.resident
-        )
+        options = compiler_options(self.num_warps, self.resident)
         self.kernel[self.grid](*self.arguments, **self.constants, **options)
 
 
@@ -47,22 +40,10 @@ def record_launches() -> Iterator[list[Launch]]:
         _records.pop()
 
 
-@lru_cache
-def dependent_launches() -> bool:
-    """Whether kernels start while the one before them still runs: on GPUs of compute capability 9.0 or more.
-
-    They wait before they read anything (`tiles.wait_for_inputs`), so that only the start is hidden.
-    """
-    if limits.INTERPRETED or not torch.cuda.is_available():
-        return False
-    return torch.cuda.get_device_capability() >= (9, 0)
-
-
-def compiler_options(num_warps: int, *, dependent: bool, resident: int = 1) -> dict[str, Any]:
+def compiler_options(num_warps: int, resident: int = 1) -> dict[str, Any]:
     """What every kernel is compiled with, so that a multiprocessor has registers for `resident` programs."""
     return {
         "num_warps": num_warps,
-        "launch_pdl": dependent,
         "enable_fp_fusion": True,  # explicit, since Triton's default is about to change
         # Left to itself, the assembler spills a little to memory rather than let fewer programs run at once,
         # and nearly everything where it finds no way to fit.
@@ -79,7 +60,6 @@ def launch(
     **constants: Any,
 ) -> None:
     """Runs a kernel, or records it inside of `record_launches`."""
-    constants["DEPENDENT"] = dependent_launches()
     one = Launch(kernel, grid, arguments, constants, num_warps, resident)
     if _records:
         _records[-1].append(one)

@@ -7,7 +7,7 @@ when the kernel is compiled.
 import triton
 import triton.language as tl
 
-from fastslots_kernels.fused.tiles import add_dot, wait_for_inputs
+from fastslots_kernels.fused.tiles import add_dot
 
 
 @triton.jit
@@ -138,10 +138,8 @@ def _fold_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_COPY: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One tile of a product of weights, or one block of a copy in the tile dtype."""
-    wait_for_inputs(DEPENDENT)
     acc: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     size: tl.constexpr = D // H
     pid = tl.program_id(0)
@@ -189,10 +187,8 @@ def _fold_backward_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One tile of the gradient of a weight that `_fold_kernel` multiplies; the longest sums come first."""
-    wait_for_inputs(DEPENDENT)
     acc: tl.constexpr = d_keys_ptr.dtype.element_ty
     size: tl.constexpr = D // H
     pid = tl.program_id(0)
@@ -259,10 +255,8 @@ def _weight_gradients_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_VECTOR: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One tile of ``leftᵀ right`` for one of the step's matrices, or a block of the sums of the vectors."""
-    wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = d_plain_ptr.dtype.element_ty
     acc: tl.constexpr = d_keys_ptr.dtype.element_ty
     pid = tl.program_id(0)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.sizes import Sizes
-from fastslots_kernels.fused.tiles import wait_for_inputs
 
 
 @triton.jit
@@ -20,10 +19,8 @@ def _reduce_splits_kernel(
     column_blocks,
     BLOCK_SPLITS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """The sums over the splits of some columns of one image."""
-    wait_for_inputs(DEPENDENT)
     image = (tl.program_id(0) // column_blocks).to(tl.int64)
     column = tl.program_id(0) % column_blocks * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     split = tl.arange(0, BLOCK_SPLITS)
@@ -45,10 +42,8 @@ def _converged_kernel(
     TOLERANCE: tl.constexpr,
     BLOCK_IMAGES: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One program, unless it has stopped: counts the iteration, and stops if all images have converged."""
-    wait_for_inputs(DEPENDENT)
     if tl.load(stop_ptr) != 0:
         return
     moving = tl.zeros([BLOCK_IMAGES], tl.int32)

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastslots_kernels.fused.launch import launch
+
 MOST_COLUMNS, ENTRIES = 512, 2048  # of a program
 FRACTION_BITS = 23  # with the half that is added: what float32 holds exactly below 1
 
@@ -95,8 +97,9 @@ def _fill(rows: Tensor, columns: Tensor, table: Tensor, limit: int, *, drops: bo
     block_rows = ENTRIES // block_columns
     blocks = -(-batch * heads * num_rows // block_rows), -(-num_columns // block_columns)
     with torch.cuda.device_of(rows):
-        # No part of slot attention: not through `launch`, which records its launches.
-        _table_kernel[blocks](
+        launch(
+            _table_kernel,
+            blocks,
             rows,
             columns,
             table,

@@ -5,18 +5,6 @@ import triton.language as tl
 
 
 @triton.jit
-def wait_for_inputs(DEPENDENT: tl.constexpr):
-    """Waits until the kernel before has ended, and lets the next one start (programmatic dependent launch).
-
-    In this order: when a kernel starts, all but the one before it have ended. So what they wrote may be read
-    before this, and nothing else.
-    """
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
 def divide(a, b):
     """``a / b``, rounded correctly: of float32 the plain operator is 2 units in the last place off."""
     if b.dtype == tl.float32:

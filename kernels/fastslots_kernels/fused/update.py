@@ -58,7 +58,6 @@ def make_keys(
     *,
     rounded: Tensor | None = None,
     stop: Tensor | None = None,
-    weights_first: bool = False,
 ) -> None:
     """Writes the keys of slots ``[R, D]`` to `keys`.
 
@@ -71,8 +70,6 @@ def make_keys(
         precision: Of the products: ``"ieee"`` or ``"tf32"``.
         rounded: Receives the slots in the tile dtype, ``[R, D]``.
         stop: int32 flag on the device: unless it is 0, nothing is written.
-        weights_first: Whether the launch before this one has not made the weights, so that they may be read
-            while it runs.
     """
     if sizes.rows == 0:
         return
@@ -97,7 +94,6 @@ def make_keys(
         EPS=norm_slots_eps,
         HAS_STOP=stop is not None,
         STORE_ROUNDED=rounded is not None,
-        WEIGHTS_FIRST=weights_first,
         BLOCK_C=plan.columns,
         PADDED_D=padded(sizes.slot_size),
         **_constants(plan, precision),

@@ -16,7 +16,6 @@ from fastslots_kernels.fused.tiles import (
     divide,
     layer_norm,
     layer_norm_backward,
-    wait_for_inputs,
 )
 from fastslots_kernels.fused.update_kernels import sum_splits
 
@@ -76,10 +75,8 @@ def _prepare_backward_kernel(
     NORM_MLP_EPS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One tile of what the products need of the slots and their gradient. Vectors: mlp_2_bias."""
-    wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = normed_ptr.dtype.element_ty
     pid = tl.program_id(0)
     rows, inside = tile_rows(pid, num_rows, BLOCK_ROWS)
@@ -130,10 +127,8 @@ def _mlp_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """Some rows and hidden units: those units again, and their gradient. Vectors: mlp_0_bias."""
-    wait_for_inputs(DEPENDENT)
     tile: tl.constexpr = mlp_0_ptr.dtype.element_ty
     acc: tl.constexpr = mlp_0_bias_ptr.dtype.element_ty
     blocks: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
@@ -327,10 +322,8 @@ def _gru_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One tile: back through the gates or, as that waits for nothing, one head's keys again."""
-    wait_for_inputs(DEPENDENT)
     pid, part = tl.program_id(0) // (H + 1), tl.program_id(0) % (H + 1)
     if part == H:
         gru_backward(
@@ -426,13 +419,11 @@ def _gates_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One tile: back through the gates' product with one head's weighted mean or with the slots.
 
     Vectors: norm_inputs_weight and norm_inputs_bias for every head, but for what comes through the keys.
     """
-    wait_for_inputs(DEPENDENT)
     pid, part = tl.program_id(0) // (H + 1), tl.program_id(0) % (H + 1)
     rows, inside = tile_rows(pid, num_rows, BLOCK_ROWS)
     if part == H:
@@ -481,14 +472,12 @@ def _keys_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """One tile back through the keys and the slots' LayerNorm.
 
     Vectors: adds what comes through the keys to norm_inputs_weight and norm_inputs_bias; norm_slots_weight
     and norm_slots_bias, from column FIRST on.
     """
-    wait_for_inputs(DEPENDENT)
     width: tl.constexpr = H * C
     pid = tl.program_id(0)
     rows, inside = tile_rows(pid, num_rows, BLOCK_ROWS)

@@ -14,7 +14,6 @@ from fastslots_kernels.fused.tiles import (
     ratio,
     sigmoid,
     tanh,
-    wait_for_inputs,
 )
 
 
@@ -83,13 +82,11 @@ def _average_kernel(
     STORE_SUMS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     PADDED_C: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """``ū = U / Z ∘ scale + shift`` of some rows and one head, 0 where Z is 0.
 
     With STORE_SUMS also the sums over all splits, and zeros for their padding.
     """
-    wait_for_inputs(DEPENDENT)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return
@@ -149,10 +146,8 @@ def _gru_kernel(
     CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """The GRU's output in one tile of rows and columns; with STORE_GATES also its gates."""
-    wait_for_inputs(DEPENDENT)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return
@@ -215,13 +210,11 @@ def _hidden_kernel(
     BLOCK_M: tl.constexpr,
     PADDED_D: tl.constexpr,
     PRECISION: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """The MLP's hidden units, after the ReLU, in one tile of rows and columns."""
     rows, m = tile_of(M, BLOCK_ROWS, BLOCK_M)
     valid_row, valid_m, d = rows < num_rows, m < M, tl.arange(0, PADDED_D)
-    weight = load_weight(mlp_0_ptr, m, valid_m, d, D)  # there since before the last kernel
-    wait_for_inputs(DEPENDENT)
+    weight = load_weight(mlp_0_ptr, m, valid_m, d, D)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return
@@ -256,13 +249,11 @@ def _new_kernel(
     CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """The new slots in one tile of rows and columns: the GRU's output plus its MLP.
 
     With RESIDUAL also, per row, sums of the squares of their change and of themselves.
     """
-    wait_for_inputs(DEPENDENT)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return
@@ -308,12 +299,10 @@ def _keys_kernel(
     EPS: tl.constexpr,
     HAS_STOP: tl.constexpr,
     STORE_ROUNDED: tl.constexpr,
-    WEIGHTS_FIRST: tl.constexpr,  # the kernel before did not make them
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PADDED_D: tl.constexpr,
     PRECISION: tl.constexpr,
-    DEPENDENT: tl.constexpr,
 ):
     """The keys of one tile of rows and of columns of one head; what the columns add to ``c``.
 
@@ -329,12 +318,7 @@ def _keys_kernel(
     tile: tl.constexpr = keys_ptr.dtype.element_ty
     at_weight = keys_ptr + d[:, None] * width + h * C + c[None, :]
     valid_weight = valid_d[:, None] & valid_c[None, :]
-    if WEIGHTS_FIRST:
-        weight = tl.load(at_weight, mask=valid_weight, other=0.0)
-        wait_for_inputs(DEPENDENT)
-    else:
-        wait_for_inputs(DEPENDENT)
-        weight = tl.load(at_weight, mask=valid_weight, other=0.0)
+    weight = tl.load(at_weight, mask=valid_weight, other=0.0)
     if HAS_STOP:
         if tl.load(stop_ptr) != 0:
             return
