@@ -39,6 +39,7 @@ class Configuration(NamedTuple):
     attributes: tuple[tuple[tuple[int, ...], Any], ...]  # position, such as divisibility by 16
     num_warps: int
     dependent: bool | None  # starts while the one before it runs; None: launched by other means
+    resident: int = 1  # programs that a multiprocessor is to hold at a time
 
 
 class Resources(NamedTuple):
@@ -61,7 +62,7 @@ def configuration_of(launch: Launch) -> Configuration:
     )  # arguments are specialised alike on all chips
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     dependent = launch.constants.get("DEPENDENT")
-    keywords = {**launch.constants, **_options(launch.num_warps, dependent)}
+    keywords = {**launch.constants, **_options(launch.num_warps, dependent, launch.resident)}
     bound, specialization, options = bind(*launch.arguments, **keywords)
     _, signature, constants, attributes = kernel._pack_args(
         backend, keywords, bound, specialization, options
@@ -74,6 +75,7 @@ def configuration_of(launch: Launch) -> Configuration:
         tuple((where, tuple(map(tuple, pairs))) for where, pairs in attributes.items()),
         launch.num_warps,
         dependent,
+        launch.resident,
     )
 
 
@@ -109,15 +111,14 @@ def _compiled(configuration: Configuration, chip: str) -> Any:
         attrs={where: [list(pair) for pair in pairs] for where, pairs in configuration.attributes},
     )
     target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
-    return triton.compile(
-        source, target, _options(configuration.num_warps, configuration.dependent)
-    )
+    options = _options(configuration.num_warps, configuration.dependent, configuration.resident)
+    return triton.compile(source, target, options)
 
 
-def _options(num_warps: int, dependent: bool | None) -> dict[str, Any]:
+def _options(num_warps: int, dependent: bool | None, resident: int) -> dict[str, Any]:
     if dependent is None:  # not launched by `launch`
         return {"num_warps": num_warps}
-    return compiler_options(num_warps, dependent=dependent)
+    return compiler_options(num_warps, dependent=dependent, resident=resident)
 
 
 def compile_all(

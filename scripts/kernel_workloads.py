@@ -103,6 +103,7 @@ def record(
         record_launches() as launches,
         torch.no_grad(),
         mock.patch.object(forward, "_num_processors", return_value=CHIPS[chip].multiprocessors),
+        mock.patch.object(forward, "_has_warp_groups", return_value=chip == "sm_90"),
         mock.patch.object(launch, "dependent_launches", return_value=chip != "sm_80"),
         mock.patch.object(forward.Call, "precision", precision.products),
     ):

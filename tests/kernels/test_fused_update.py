@@ -229,7 +229,7 @@ def test_outputs_that_nobody_wants_change_nothing() -> None:
 
 
 def test_many_rows_take_larger_tiles() -> None:
-    p = make_problem(RAGGED._replace(batch=60, num_slots=10), 2, torch.float16)
+    p = make_problem(RAGGED._replace(batch=240, num_slots=10), 2, torch.float16)
     assert update_plan(p.sizes, torch.float16).rows == 32
     assert_close(run_update(p), expected_update, p)
 

@@ -7,7 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastslots_kernels.fused.inputs import image_rows, load_normalized
+from fastslots_kernels.fused.inputs import (
+    image_rows,
+    inverse_deviation,
+    load_centred,
+    load_tile,
+    normalized,
+    replaced,
+    store_chunk,
+)
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.plans import Plan, split_size
 from fastslots_kernels.fused.sizes import Sizes, padded
@@ -47,8 +55,8 @@ def _attend_kernel(
     MOST_PARTS: tl.constexpr,  # a power of two
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    CHUNK: tl.constexpr,  # columns worked on at a time
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -61,53 +69,61 @@ def _attend_kernel(
     b, split = (pid // num_splits).to(tl.int64), pid % num_splits
     first = split * split_size
     last = tl.minimum(first + split_size, num_inputs)
-    c, v = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_V)
-    kept = (v < num_virtual)[:, None] & (c < SIZE)[None, :]
-    image_ptr = inputs_ptr + b * stride_b
+    c, v = tl.arange(0, CHUNK), tl.arange(0, BLOCK_V)
+    is_slot = v < num_virtual
+    image_ptr, normed_ptr = inputs_ptr + b * stride_b, normed_ptr + b * num_inputs * SIZE
+    m_ptr += b * num_virtual * SIZE
     sums_ptr += pid.to(tl.int64) * sums_size
     tile: tl.constexpr = m_ptr.dtype.element_ty
     acc: tl.constexpr = sums_ptr.dtype.element_ty
 
-    within = v[:, None] * SIZE + c[None, :]
-    m = tl.trans(tl.load(m_ptr + b * num_virtual * SIZE + within, mask=kept, other=0.0))
+    m, sums = (), ()
+    for first_c in tl.static_range(0, SIZE, CHUNK):
+        within = v[:, None] * SIZE + first_c + c[None, :]
+        kept = is_slot[:, None] & (first_c + c < SIZE)[None, :]
+        m += (tl.trans(tl.load(m_ptr + within, mask=kept, other=0.0)),)
+        sums += (tl.zeros([CHUNK, BLOCK_V], acc),)
     part = tl.arange(0, MOST_PARTS)
     at_bias = (b * num_virtual + v)[:, None] * C_PARTS + part[None, :]
-    valid_bias = (v < num_virtual)[:, None] & (part < C_PARTS)[None, :]
+    valid_bias = is_slot[:, None] & (part < C_PARTS)[None, :]
     bias = tl.sum(tl.load(c_ptr + at_bias, mask=valid_bias, other=0.0), 1)
-    bias = tl.where(v < num_virtual, bias, float("-inf"))
-    sums = tl.zeros([BLOCK_V, BLOCK_C], acc)
+    bias = tl.where(is_slot, bias, float("-inf"))
     total = tl.zeros([BLOCK_N, BLOCK_V], acc)
     for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
         n, valid = image_rows(
             mask_ptr, b, start, last, mask_stride_b, mask_stride_n, HAS_MASK, BLOCK_N
         )
         if NORMALIZED:
-            pointers = image_ptr + n[:, None] * stride_n + c[None, :].to(tl.int64) * stride_c
-            x = tl.load(pointers, mask=valid[:, None] & (c < SIZE)[None, :], other=0.0)
+            x = load_tile(image_ptr, n, valid, stride_n, stride_c, SIZE, CHUNK)
         else:
-            normed, _, _, _ = load_normalized(
-                image_ptr, n, valid, c, stride_n, stride_c, tile, acc, SIZE, NORM_EPS
-            )
-            x = normed.to(tile)
+            x = load_centred(image_ptr, n, valid, stride_n, stride_c, tile, acc, SIZE, CHUNK)
+            rstd = inverse_deviation(x, valid, tile, SIZE, NORM_EPS)
+            x = normalized(x, rstd, tile)
             if STORE_NORMED:
-                pointers = normed_ptr + ((b * num_inputs + n) * SIZE)[:, None] + c[None, :]
-                tl.store(pointers, x, mask=(n < last)[:, None] & (c < SIZE)[None, :])
-        logits = add_dot(tl.zeros([BLOCK_N, BLOCK_V], acc), x, m, PRECISION) + bias[None, :]
-        attn = softmax(logits, tile)
-        present = valid[:, None] & (v < num_virtual)[None, :]
+                for i in tl.static_range(len(x)):
+                    store_chunk(normed_ptr, n, n < last, SIZE, 1, x[i], i * CHUNK, CHUNK, SIZE)
+        logits = tl.zeros([BLOCK_N, BLOCK_V], acc)
+        for i in tl.static_range(len(x)):
+            logits = add_dot(logits, x[i], m[i], PRECISION)
+        attn = softmax(logits + bias[None, :], tile)
+        present = valid[:, None] & is_slot[None, :]
         weights = tl.where(present, (attn + EPSILON) * SCALE, 0.0).to(tile)
         # The divisor sums the rounded weights, so that U / Z stays a mean.
         total += weights.to(acc)
-        sums = add_dot(sums, tl.trans(weights), x, PRECISION)
+        for i in tl.static_range(len(x)):
+            sums = replaced(sums, i, add_dot(sums[i], tl.trans(x[i]), weights, PRECISION))
         if STORE_ATTN:
             attn_ptrs = attn_ptr + (b * num_inputs + n)[:, None] * num_virtual + v[None, :]
-            stored = (n < last)[:, None] & (v < num_virtual)[None, :]
+            stored = (n < last)[:, None] & is_slot[None, :]
             attn = tl.where(present, attn, 0.0).to(attn_ptr.dtype.element_ty)
             tl.store(attn_ptrs, attn, mask=stored)
 
-    tl.store(sums_ptr + within, sums / SCALE, mask=kept)
+    for i in tl.static_range(len(sums)):
+        within = v[:, None] * SIZE + i * CHUNK + c[None, :]
+        kept = is_slot[:, None] & (i * CHUNK + c < SIZE)[None, :]
+        tl.store(sums_ptr + within, tl.trans(sums[i]) / SCALE, mask=kept)
     total = tl.sum(total, 0) / SCALE
-    tl.store(sums_ptr + num_virtual * SIZE + v, total, mask=v < num_virtual)
+    tl.store(sums_ptr + num_virtual * SIZE + v, total, mask=is_slot)
 
 
 def weight_scale(dtype: torch.dtype) -> float:
@@ -186,8 +202,9 @@ def attend(
         MOST_PARTS=triton.next_power_of_2(c.shape[2]),
         PRECISION=precision,
         BLOCK_N=plan.rows,
-        BLOCK_C=padded(sizes.input_size),
         BLOCK_V=padded(sizes.virtual),
+        CHUNK=plan.chunk,
         STAGES=plan.stages,
         num_warps=plan.warps,
+        resident=plan.resident,
     )

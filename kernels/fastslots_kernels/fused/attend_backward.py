@@ -7,11 +7,31 @@ import triton.language as tl
 from torch import Tensor
 
 from fastslots_kernels.fused.attend import weight_scale
-from fastslots_kernels.fused.inputs import image_rows, load_normalized
+from fastslots_kernels.fused.inputs import (
+    image_rows,
+    inverse_deviation,
+    load_centred,
+    normalized,
+    replaced,
+    store_chunk,
+)
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.plans import Plan, split_size
 from fastslots_kernels.fused.sizes import Sizes, padded
 from fastslots_kernels.fused.tiles import add_dot, mean_of, softmax, wait_for_inputs
+
+
+@triton.jit
+def _beside(a, b):
+    """``[a; b]``: rows of one, then of the other."""
+    return tl.reshape(tl.permute(tl.join(a, b), 2, 0, 1), [2 * a.shape[0], a.shape[1]])
+
+
+@triton.jit
+def _apart(a):
+    """The left and the right half of the columns."""
+    halves = tl.reshape(a, [a.shape[0], 2, a.shape[1] // 2])
+    return tl.split(tl.permute(halves, 0, 2, 1))
 
 
 @triton.jit
@@ -50,7 +70,6 @@ def _attend_backward_kernel(
     NEED_INPUTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,  # columns of d_inputs made at once
     STAGES: tl.constexpr,
@@ -62,42 +81,46 @@ def _attend_backward_kernel(
     b, split = (pid // num_splits).to(tl.int64), pid % num_splits
     first = split * split_size
     last = tl.minimum(first + split_size, num_inputs)
-    c, v = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_V)
+    v = tl.arange(0, BLOCK_V)
     is_slot = v < num_virtual
-    kept = is_slot[:, None] & (c < SIZE)[None, :]
     image_ptr, d_image_ptr = inputs_ptr + b * stride_b, d_inputs_ptr + b * d_stride_b
     m_ptr += b * num_virtual * SIZE
     d_sums_ptr += b * sums_size
-    d_keys_ptr += pid.to(tl.int64) * sums_size
     tile: tl.constexpr = m_ptr.dtype.element_ty
     acc: tl.constexpr = d_sums_ptr.dtype.element_ty
 
-    within = v[:, None] * SIZE + c[None, :]
-    m = tl.load(m_ptr + within, mask=kept, other=0.0)
-    d_sums = tl.load(d_sums_ptr + within, mask=kept, other=0.0).to(tile)
-    m_mean = mean_of(tl.sum(m.to(acc), 1), SIZE)[None, :]
-    d_sums_mean = mean_of(tl.sum(d_sums.to(acc), 1), SIZE)[None, :]
-    # Side by side, so that one product makes x̃ · m and x̃ · dU: two would hold x̃ in registers in between.
-    both = tl.reshape(tl.permute(tl.join(m, d_sums), 2, 0, 1), [2 * BLOCK_V, BLOCK_C])
-    both = tl.trans(both)
+    c = tl.arange(0, CHUNK)
+    both, sums_of_m, sums_of_d = (), tl.zeros([BLOCK_V], acc), tl.zeros([BLOCK_V], acc)
+    d_m = ()
+    for first_c in tl.static_range(0, SIZE, CHUNK):
+        within = v[:, None] * SIZE + first_c + c[None, :]
+        kept = is_slot[:, None] & (first_c + c < SIZE)[None, :]
+        m = tl.load(m_ptr + within, mask=kept, other=0.0)
+        d_sums = (tl.load(d_sums_ptr + within, mask=kept, other=0.0) / SCALE).to(tile)
+        sums_of_m += tl.sum(m.to(acc), 1)
+        sums_of_d += tl.sum(d_sums.to(acc), 1)
+        # Side by side, so that one product makes x̃ · m and x̃ · dU.
+        both += (_beside(d_sums, m),)
+        d_m += (tl.zeros([CHUNK, BLOCK_V], acc),)
+    means = mean_of(_beside(sums_of_d[:, None], sums_of_m[:, None]), SIZE)
+    means = tl.reshape(means, [1, 2 * BLOCK_V])
     bias = tl.load(c_ptr + b * num_virtual + v, mask=is_slot, other=float("-inf"))
     d_total = tl.load(d_sums_ptr + num_virtual * SIZE + v, mask=is_slot, other=0.0)
-    d_m = tl.zeros([BLOCK_V, BLOCK_C], acc)
     d_c = tl.zeros([BLOCK_N, BLOCK_V], acc)
     for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
         n, valid = image_rows(
             mask_ptr, b, start, last, mask_stride_b, mask_stride_n, HAS_MASK, BLOCK_N
         )
-        normed, mean, rest, rstd = load_normalized(
-            image_ptr, n, valid, c, stride_n, stride_c, tile, acc, SIZE, NORM_EPS
-        )
-        x = normed.to(tile)
+        x = load_centred(image_ptr, n, valid, stride_n, stride_c, tile, acc, SIZE, CHUNK)
+        rstd = inverse_deviation(x, valid, tile, SIZE, NORM_EPS)
+        x = normalized(x, rstd, tile)
         present = valid[:, None] & is_slot[None, :]
-        along = add_dot(tl.zeros([BLOCK_N, 2 * BLOCK_V], acc), x, both, PRECISION)
-        along = tl.permute(tl.reshape(along, [BLOCK_N, 2, BLOCK_V]), 0, 2, 1)
-        along_m, along_d_sums = tl.split(along)
+        along = tl.zeros([BLOCK_N, 2 * BLOCK_V], acc)
+        for i in tl.static_range(len(x)):
+            along = add_dot(along, x[i], tl.trans(both[i]), PRECISION)
+        along_d_sums, along_m = _apart(along)
         attn = softmax(along_m + bias[None, :], tile)
-        d_weights = along_d_sums + d_total[None, :]
+        d_weights = along_d_sums * SCALE + d_total[None, :]
         if HAS_D_ATTN:
             pointers = d_attn_ptr + b * d_attn_stride_b + n[:, None] * d_attn_stride_n
             pointers += (v // HEADS).to(tl.int64)[None, :] * d_attn_stride_k
@@ -106,33 +129,27 @@ def _attend_backward_kernel(
         d_logits = tl.where(present, d_logits, 0.0)
         d_c += d_logits
         d_logits = d_logits.to(tile)
-        d_m = add_dot(d_m, tl.trans(d_logits), x, PRECISION)
-
         if NEED_INPUTS:
             weights = tl.where(present, (attn + EPSILON) * SCALE, 0.0).to(tile)
+            factors = tl.trans(_beside(tl.trans(weights), tl.trans(d_logits)))
             # Both means of dx̃ over the columns that the LayerNorm's backward takes, from what is at hand.
-            a, d_l = weights.to(acc) / SCALE, d_logits.to(acc)
-            d_mean = tl.sum(a * d_sums_mean + d_l * m_mean, 1)
-            d_along = mean_of(tl.sum(a * along_d_sums + d_l * along_m, 1), SIZE)
-            for chunk in tl.static_range(0, SIZE, CHUNK):
-                cc = chunk + tl.arange(0, CHUNK)
-                columns = (cc < SIZE)[None, :]
-                within_chunk = v[:, None] * SIZE + cc[None, :]
-                kept_chunk = is_slot[:, None] & columns
-                m_chunk = tl.load(m_ptr + within_chunk, mask=kept_chunk, other=0.0)
-                d_chunk = tl.load(d_sums_ptr + within_chunk, mask=kept_chunk, other=0.0)
-                d_x = add_dot(tl.zeros([BLOCK_N, CHUNK], acc), weights, d_chunk.to(tile), PRECISION)
-                d_x = add_dot(d_x / SCALE, d_logits, m_chunk, PRECISION)
-                pointers = image_ptr + n[:, None] * stride_n + cc[None, :].to(tl.int64) * stride_c
-                x_chunk = tl.load(pointers, mask=valid[:, None] & columns, other=0.0).to(acc)
-                x_chunk = (x_chunk - mean[:, None] - rest[:, None]) * rstd[:, None]
-                d_x = (d_x - d_mean[:, None] - x_chunk * d_along[:, None]) * rstd[:, None]
-                d_pointers = d_image_ptr + n[:, None] * d_stride_n
-                d_pointers += cc[None, :].to(tl.int64) * d_stride_c
-                d_x = d_x.to(d_inputs_ptr.dtype.element_ty)
-                tl.store(d_pointers, d_x, mask=(n < last)[:, None] & columns)
+            wide = factors.to(acc)
+            d_mean = tl.sum(wide * means, 1) * rstd
+            d_along = mean_of(tl.sum(wide * along, 1), SIZE) * rstd
+        for i in tl.static_range(len(x)):
+            d_m = replaced(d_m, i, add_dot(d_m[i], tl.trans(x[i]), d_logits, PRECISION))
+            if NEED_INPUTS:
+                d_x = add_dot(tl.zeros([BLOCK_N, CHUNK], acc), factors, both[i], PRECISION)
+                d_x = d_x * rstd[:, None] - d_mean[:, None] - x[i].to(acc) * d_along[:, None]
+                store_chunk(
+                    d_image_ptr, n, n < last, d_stride_n, d_stride_c, d_x, i * CHUNK, CHUNK, SIZE
+                )
 
-    tl.store(d_keys_ptr + within, d_m, mask=kept)
+    d_keys_ptr += tl.program_id(0).to(tl.int64) * sums_size
+    for i in tl.static_range(len(d_m)):
+        within = v[:, None] * SIZE + i * CHUNK + c[None, :]
+        kept = is_slot[:, None] & (i * CHUNK + c < SIZE)[None, :]
+        tl.store(d_keys_ptr + within, tl.trans(d_m[i]), mask=kept)
     tl.store(d_keys_ptr + num_virtual * SIZE + v, tl.sum(d_c, 0), mask=is_slot)
 
 
@@ -203,9 +220,9 @@ def attend_backward(
         NEED_INPUTS=d_inputs is not None,
         PRECISION=precision,
         BLOCK_N=plan.rows,
-        BLOCK_C=padded(sizes.input_size),
         BLOCK_V=padded(sizes.virtual),
         CHUNK=plan.chunk,
         STAGES=plan.stages,
         num_warps=plan.warps,
+        resident=plan.resident,
     )

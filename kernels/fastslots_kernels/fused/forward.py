@@ -69,7 +69,8 @@ class Call(NamedTuple):
 
     def backward_plan(self) -> Plan:
         """How the inputs are passed over in the backward."""
-        return backward_plan(self.sizes, self.w.keys.dtype, self.inputs.dtype, self.precision)
+        groups = _has_warp_groups(self.inputs.device)
+        return backward_plan(self.sizes, self.w.keys.dtype, self.precision, warp_groups=groups)
 
     def rows(self, slots: Tensor) -> Tensor:
         """Slots, or their gradient, ``[B, K, D]`` as ``[B K, D]``, contiguous, in the accumulator's dtype."""
@@ -258,3 +259,9 @@ def _num_processors(device: torch.device) -> int:
         count: int = torch.cuda.get_device_properties(device).multi_processor_count
         return count
     return 8
+
+
+@lru_cache
+def _has_warp_groups(device: torch.device) -> bool:
+    """Whether a device multiplies by warp groups, as GPUs of compute capability 9.0 do and no later ones."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)

@@ -24,10 +24,13 @@ class Launch(NamedTuple):
     arguments: tuple[Any, ...]  # tensors and numbers, in the kernel's order
     constants: dict[str, Any]  # the constexpr arguments, by name
     num_warps: int
+    resident: int = 1  # programs that a multiprocessor is to hold at a time
 
     def run(self) -> None:
         """Runs it, where a driver of Triton's is."""
-        options = compiler_options(self.num_warps, dependent=self.constants["DEPENDENT"])
+        options = compiler_options(
+            self.num_warps, dependent=self.constants["DEPENDENT"], resident=self.resident
+        )
         self.kernel[self.grid](*self.arguments, **self.constants, **options)
 
 
@@ -55,24 +58,29 @@ def dependent_launches() -> bool:
     return torch.cuda.get_device_capability() >= (9, 0)
 
 
-def compiler_options(num_warps: int, *, dependent: bool) -> dict[str, Any]:
-    """What every kernel is compiled with."""
+def compiler_options(num_warps: int, *, dependent: bool, resident: int = 1) -> dict[str, Any]:
+    """What every kernel is compiled with, so that a multiprocessor has registers for `resident` programs."""
     return {
         "num_warps": num_warps,
         "launch_pdl": dependent,
         "enable_fp_fusion": True,  # explicit, since Triton's default is about to change
         # Left to itself, the assembler spills a little to memory rather than let fewer programs run at once,
         # and nearly everything where it finds no way to fit.
-        "maxnreg": min(255, 65_536 // (32 * num_warps)),
+        "maxnreg": min(255, 65_536 // (32 * num_warps * resident) // 8 * 8),
     }
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, **constants: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    num_warps: int,
+    resident: int = 1,
+    **constants: Any,
 ) -> None:
     """Runs a kernel, or records it inside of `record_launches`."""
     constants["DEPENDENT"] = dependent_launches()
-    one = Launch(kernel, grid, arguments, constants, num_warps)
+    one = Launch(kernel, grid, arguments, constants, num_warps, resident)
     if _records:
         _records[-1].append(one)
     else:

@@ -71,9 +71,26 @@ def layer_norm_backward(d_normed, normed, rstd, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def exponential(x, TILE: tl.constexpr):
+    """``eˣ`` for a tile dtype; of float32, but for 16 bits, ``2ⁿ eʳ`` with ``x = n ln 2 + r``.
+
+    The device takes powers of 2, and ``x log₂ e`` alone would be rounded more, the larger x is. The first
+    part of ln 2 has so few bits that its multiples are exact (Cody & Waite 1980).
+    """
+    if x.dtype != tl.float32 or TILE.primitive_bitwidth <= 16:
+        return tl.exp(x)
+    else:
+        # What is below gives 0, what is above inf; NaN stays NaN. Infinities would leave NaN over.
+        x = tl.where(x < -1e4, -1e4, tl.where(x > 1e4, 1e4, x))
+        n = tl.floor(x * 1.4426950408889634 + 0.5)
+        r = x - n * 0.693359375 + n * 2.121944400546905827679e-4
+        return tl.exp2(n) * tl.exp2(r * 1.4426950408889634)
+
+
+@triton.jit
 def sigmoid(x, TILE: tl.constexpr):
     """The logistic function, for a tile dtype."""
-    return ratio(1.0, 1 + tl.exp(-x), TILE)
+    return ratio(1.0, 1 + exponential(-x, TILE), TILE)
 
 
 @triton.jit
@@ -94,11 +111,15 @@ def add_dot(acc, a, b, PRECISION: tl.constexpr):
     """``acc + a b`` by the matrix units; a and b have the tile dtype."""
     if PRECISION == "tf32" and a.dtype == tl.float32:
         a, b = to_tf32(a), to_tf32(b)
+    if PRECISION == "ieee" and a.dtype == tl.float32:
+        # Added up apart: one chain through all of a long sum would round more. The compiler takes a zero for
+        # what it is, and would join the two.
+        return acc + tl.dot(a, b, acc=acc * 0, input_precision=PRECISION, out_dtype=acc.dtype)
     return tl.dot(a, b, acc=acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
 @triton.jit
 def softmax(logits, TILE: tl.constexpr):
     """Softmax over the columns of each row for a tile dtype; columns of ``-inf`` get 0."""
-    exponentials = tl.exp(logits - tl.max(logits, 1)[:, None])
+    exponentials = exponential(logits - tl.max(logits, 1)[:, None], TILE)
     return ratio(exponentials, tl.sum(exponentials, 1)[:, None], TILE)
