@@ -6,7 +6,7 @@ Gradients of matrices are left to `products`; both factors of each are returned.
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def update_backward(
     tiles, first = vectors.shape[0], _first_columns(sizes)
     d, m = sizes.slot_size, sizes.mlp_size
     shared = {"D": d, "VECTORS": vectors.shape[1], "BLOCK_ROWS": _BLOCK_ROWS}
-    widths = {
+    widths: dict[str, Any] = {
         "C": sizes.input_size,
         "H": sizes.num_heads,
         "BLOCK_C": padded(sizes.input_size),
