@@ -63,13 +63,13 @@ OPTIONS: dict[str, Sequence[dict[str, int]]] = {
     **{
         name: [
             {"num_warps": w, "BLOCK_K": k, "STAGES": s}
-            for w, k, s in ((8, 64, 3), (8, 64, 7), (8, 32, 9), (4, 64, 5), (4, 32, 9))
+            for w, k, s in ((8, 64, 3), (8, 64, 6), (8, 32, 7), (4, 64, 4), (4, 32, 7))
         ]
         for name in ("_gru_backward_kernel", "_gates_backward_kernel", "_keys_backward_kernel")
     },
     "_weight_gradients_kernel": [
         {"num_warps": w, "BLOCK_K": k, "STAGES": s}
-        for w, k, s in ((4, 64, 3), (4, 64, 7), (4, 128, 3), (8, 64, 5), (2, 64, 5))
+        for w, k, s in ((4, 64, 3), (4, 64, 6), (4, 128, 3), (8, 64, 4), (2, 64, 4))
     ],
     **{
         name: [{"num_warps": w, "STAGES": s} for w, s in ((2, 3), (4, 6), (1, 6), (2, 9))]

@@ -234,7 +234,7 @@ def product_blocks(dtype: torch.dtype) -> Blocks:
 
 def rows_blocks(dtype: torch.dtype) -> Blocks:
     """Of products that sum over rows of slots, in the tile dtype."""
-    return Blocks(64, 64, 64, 5, 4) if dtype.itemsize == 2 else product_blocks(dtype)
+    return Blocks(64, 64, 64, 4, 4) if dtype.itemsize == 2 else product_blocks(dtype)
 
 
 def _weight_precision(dtype: torch.dtype, precision: str) -> str:

@@ -6,7 +6,7 @@ Gradients of matrices are left to `products`; both factors of each are returned.
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def update_backward(
     tiles, first = vectors.shape[0], _first_columns(sizes)
     d, m = sizes.slot_size, sizes.mlp_size
     shared = {"D": d, "VECTORS": vectors.shape[1], "BLOCK_ROWS": _BLOCK_ROWS}
-    widths = {
+    widths: dict[str, Any] = {
         "C": sizes.input_size,
         "H": sizes.num_heads,
         "BLOCK_C": padded(sizes.input_size),
@@ -307,11 +307,12 @@ def _empty_update_gradients(w: FoldedWeights, sizes: Sizes) -> UpdateGradients:
 def _chunks(size: int, columns: int, w: FoldedWeights) -> dict[str, int]:
     """How much of a sum over `size` is done at a time, and how many such chunks of a weight are on their way.
 
-    All of a small weight at once, and up to 128 KiB of a large one, since nothing else hides the latency.
-    Chunks of wide entries are small: without matrix units, a product holds them in registers.
+    All of a small weight at once, and up to 96 KiB of a large one, since little else hides the latency; two
+    programs still fit a multiprocessor, one of them of the next kernel. Chunks of wide entries are small:
+    without matrix units, a product holds them in registers.
     """
     row_bytes = padded(columns) * w.values.itemsize
     kib = 32 if w.values.itemsize == 2 else 16
     chunk = min(64, max(16, kib * 1024 // row_bytes), padded(size))
-    most = 5 if row_bytes <= 1024 else 3
+    most = 4 if row_bytes <= 1024 else 3
     return {"BLOCK_K": chunk, "STAGES": min(most, 1 + -(-size // chunk))}
