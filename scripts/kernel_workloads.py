@@ -16,6 +16,7 @@ from torch import Tensor
 from fastslots import SlotAttention
 from fastslots_kernels import SlotAttentionWeights
 from fastslots_kernels.fused import forward
+from fastslots_kernels.fused.attend import mask_dtype
 from fastslots_kernels.fused.backward import run_backward
 from fastslots_kernels.fused.launch import Launch, record_launches
 from fastslots_kernels.fused.products import fold
@@ -96,7 +97,7 @@ def record(
     weights = SlotAttentionWeights.from_module(module)
     mask = None
     if workload.optional:
-        mask = torch.ones(b, n, dtype=torch.int32, device=device)
+        mask = torch.ones(b, n, dtype=mask_dtype(precision.tile), device=device)
     inputs, slots = normal(b, n, c, dtype=precision.inputs), normal(b, k, d)
     norm_eps, tolerance = weights.norm_eps, 1e-3 if workload.optional else None
     with (

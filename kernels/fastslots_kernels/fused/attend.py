@@ -25,7 +25,7 @@ from fastslots_kernels.fused.tiles import add_dot, softmax
 @triton.jit
 def _attend_kernel(
     inputs_ptr,  # [B, N, C], any strides
-    mask_ptr,  # [B, N] int32, any strides
+    mask_ptr,  # [B, N] of `mask_dtype`, any strides
     m_ptr,  # [B, V, C]
     c_ptr,  # [B, V, C_PARTS]
     sums_ptr,  # [B, S, sums_size]
@@ -124,6 +124,14 @@ def _attend_kernel(
     tl.store(sums_ptr + num_virtual * SIZE + v, total, mask=is_slot)
 
 
+def mask_dtype(tile: torch.dtype) -> torch.dtype:
+    """What kernels take a mask as: entries as wide as accumulators are.
+
+    What is narrower than its tile changes the layout of a product's factors; of float64 there is none then.
+    """
+    return torch.int64 if tile == torch.float64 else torch.int32
+
+
 def weight_scale(dtype: torch.dtype) -> float:
     """A power of two by which weights are multiplied while they have the tile dtype.
 
@@ -152,7 +160,7 @@ def attend(
 
     Args:
         inputs: ``[B, N, C]``, any strides.
-        mask: ``[B, N]`` int32, any strides; 0 where an input is not valid.
+        mask: ``[B, N]`` of `mask_dtype`, any strides; 0 where an input is not valid.
         m: ``[B K, H C]``, tile dtype.
         c: ``[B K, H, P]``, to be summed over P.
         sums: ``[B, S, sums_size]``; S is the number of splits.

@@ -37,7 +37,7 @@ def _apart(a):
 @triton.jit
 def _attend_backward_kernel(
     inputs_ptr,  # [B, N, C], any strides
-    mask_ptr,  # [B, N] int32, any strides
+    mask_ptr,  # [B, N] of `mask_dtype`, any strides
     m_ptr,  # [B, V, C]
     c_ptr,  # [B, V]
     d_sums_ptr,  # [B, sums_size]
@@ -171,7 +171,7 @@ def attend_backward(
 
     Args:
         inputs: ``[B, N, C]``, any strides.
-        mask: ``[B, N]`` int32, any strides; 0 where an input is not valid.
+        mask: ``[B, N]`` of `mask_dtype`, any strides; 0 where an input is not valid.
         m: ``[B K, H C]``, tile dtype.
         c: ``[B K, H]``.
         d_sums: Of ``U`` and ``Z``, ``[B, 1, sums_size]``.

@@ -37,7 +37,7 @@ class Call(NamedTuple):
     """What all steps of one call share."""
 
     inputs: Tensor  # [B, N, C]
-    mask: Tensor | None  # [B, N] int32: 0 where an input is not valid
+    mask: Tensor | None  # [B, N] of `attend.mask_dtype`: 0 where an input is not valid
     w: FoldedWeights
     sizes: Sizes
     epsilon: float

@@ -264,12 +264,13 @@ def _call(
     epsilon: float,
     norm_eps: Sequence[float],
 ) -> Call:
+    from fastslots_kernels.fused.attend import mask_dtype
     from fastslots_kernels.fused.forward import Call
 
     sizes = _sizes(inputs, slots, folded, num_heads)
-    # Of 4 bytes: a tile of single bytes can't be copied to shared memory, and breaks products of float64.
-    mask = None if mask is None else mask.to(torch.int32)
-    return Call(inputs, mask, FoldedWeights(*folded), sizes, epsilon, _three(norm_eps))
+    w = FoldedWeights(*folded)
+    mask = None if mask is None else mask.to(mask_dtype(w.keys.dtype))
+    return Call(inputs, mask, w, sizes, epsilon, _three(norm_eps))
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
