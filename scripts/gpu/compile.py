@@ -17,8 +17,8 @@ from gpu.baselines import COMPILED, units
 from gpu.job import Job, Skip
 from gpu.shapes import case_of
 
-PROCESSES = 10
-THREADS = 2  # of the compiler in each
+PROCESSES = 16
+THREADS = 1  # of the compiler in each
 
 
 def main(job: Job) -> None:

@@ -36,13 +36,14 @@ FIRST = (
 )
 SECOND = (
     Stage("smoke_again", 40, "smoke"),
-    Stage("times_again", 80, "times"),
-    Stage("compile", 120),
-    Stage("baselines", 90),
-    Stage("flat", 30),
-    Stage("slate", 80),
     Stage("unit_tests_again", 90, "unit_tests"),
-    Stage("memcheck", 40),
+    Stage("times_again", 60, "times"),
+    Stage("kernels_again", 20, "kernels"),
+    Stage("compile", 90),
+    Stage("baselines", 70),
+    Stage("flat", 30),
+    Stage("slate", 60),
+    Stage("memcheck", 30),
     Stage("train", 600),
 )
 CALLS = {"first": FIRST, "second": SECOND}
