@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastslots_kernels.fused.inputs import (
+    appended,
     image_rows,
     inverse_deviation,
     load_centred,
@@ -79,8 +80,8 @@ def _attend_kernel(
     for first_c in tl.static_range(0, SIZE, CHUNK):
         within = v[:, None] * SIZE + first_c + c[None, :]
         kept = is_slot[:, None] & (first_c + c < SIZE)[None, :]
-        m += (tl.trans(tl.load(m_ptr + within, mask=kept, other=0.0)),)
-        sums += (tl.zeros([CHUNK, BLOCK_V], acc),)
+        m = appended(m, tl.trans(tl.load(m_ptr + within, mask=kept, other=0.0)))
+        sums = appended(sums, tl.zeros([CHUNK, BLOCK_V], acc))
     part = tl.arange(0, MOST_PARTS)
     at_bias = (b * num_virtual + v)[:, None] * C_PARTS + part[None, :]
     valid_bias = is_slot[:, None] & (part < C_PARTS)[None, :]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastslots_kernels.fused.attend import weight_scale
 from fastslots_kernels.fused.inputs import (
+    appended,
     image_rows,
     inverse_deviation,
     load_centred,
@@ -98,8 +99,8 @@ def _attend_backward_kernel(
         sums_of_m += tl.sum(m.to(acc), 1)
         sums_of_d += tl.sum(d_sums.to(acc), 1)
         # Side by side, so that one product makes x̃ · m and x̃ · dU.
-        both += (_beside(d_sums, m),)
-        d_m += (tl.zeros([CHUNK, BLOCK_V], acc),)
+        both = appended(both, _beside(d_sums, m))
+        d_m = appended(d_m, tl.zeros([CHUNK, BLOCK_V], acc))
     means = mean_of(_beside(sums_of_d[:, None], sums_of_m[:, None]), SIZE)
     means = tl.reshape(means, [1, 2 * BLOCK_V])
     bias = tl.load(c_ptr + b * num_virtual + v, mask=is_slot, other=float("-inf"))

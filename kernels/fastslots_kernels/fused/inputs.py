@@ -80,8 +80,14 @@ def load_tile(ptr, n, valid, stride_n, stride_c, SIZE: tl.constexpr, CHUNK: tl.c
         there = valid[:, None]
         if first + CHUNK > SIZE:
             there = there & (c < SIZE)[None, :]
-        x += (tl.load(pointers, mask=there, other=0.0),)
+        x = appended(x, tl.load(pointers, mask=there, other=0.0))
     return x
+
+
+@triton.jit
+def appended(values, value):
+    """A tuple with one value more."""
+    return values + (value,)  # noqa: RUF005 (Triton knows no other way)
 
 
 @triton.jit
@@ -89,7 +95,7 @@ def replaced(values, AT: tl.constexpr, value):
     """A tuple with another value in one place."""
     found = ()
     for i in tl.static_range(len(values)):
-        found += (value if i == AT else values[i],)
+        found = appended(found, value if i == AT else values[i])
     return found
 
 
@@ -105,7 +111,7 @@ def _centre(x, SIZE: tl.constexpr, CHUNK: tl.constexpr):
         part = x[i] - mean
         if (i + 1) * CHUNK > SIZE:
             part = tl.where((i * CHUNK + tl.arange(0, CHUNK) < SIZE)[None, :], part, 0.0)
-        centred += (part,)
+        centred = appended(centred, part)
     return centred
 
 
@@ -124,7 +130,7 @@ def load_centred(
     """``x - mean(x)`` of the rows n in the accumulator's dtype, a tuple of chunks of columns."""
     x = ()
     for first in tl.static_range(0, SIZE, CHUNK):
-        x += (load_chunk(ptr, n, valid, stride_n, stride_c, first, CHUNK, SIZE).to(ACC),)
+        x = appended(x, load_chunk(ptr, n, valid, stride_n, stride_c, first, CHUNK, SIZE).to(ACC))
     x = _centre(x, SIZE, CHUNK)
     if TILE.primitive_bitwidth > 16:
         # What rounding leaves of a large mean; a tile of 16 bits cannot hold so little.
@@ -147,5 +153,5 @@ def normalized(centred, rstd, TILE: tl.constexpr):
     """``x̃ = (x - mean) rstd`` in the tile dtype, a tuple of chunks."""
     x = ()
     for i in tl.static_range(len(centred)):
-        x += ((centred[i] * rstd[:, None]).to(TILE),)
+        x = appended(x, (centred[i] * rstd[:, None]).to(TILE))
     return x
