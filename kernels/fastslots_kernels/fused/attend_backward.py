@@ -29,6 +29,12 @@ def _beside(a, b):
 
 
 @triton.jit
+def _across(a, b):
+    """``[a, b]``: columns of one, then of the other."""
+    return tl.trans(_beside(tl.trans(a), tl.trans(b)))
+
+
+@triton.jit
 def _apart(a):
     """The left and the right half of the columns."""
     halves = tl.reshape(a, [a.shape[0], 2, a.shape[1] // 2])
@@ -95,7 +101,7 @@ def _attend_backward_kernel(
         within = v[:, None] * SIZE + first_c + c[None, :]
         kept = is_slot[:, None] & (first_c + c < SIZE)[None, :]
         m = tl.load(m_ptr + within, mask=kept, other=0.0)
-        d_sums = (tl.load(d_sums_ptr + within, mask=kept, other=0.0) / SCALE).to(tile)
+        d_sums = tl.load(d_sums_ptr + within, mask=kept, other=0.0).to(tile)
         sums_of_m += tl.sum(m.to(acc), 1)
         sums_of_d += tl.sum(d_sums.to(acc), 1)
         # Side by side, so that one product makes x̃ · m and x̃ · dU.
@@ -119,7 +125,7 @@ def _attend_backward_kernel(
             along = add_dot(along, x[i], tl.trans(both[i]), PRECISION)
         along_d_sums, along_m = _apart(along)
         attn = softmax(along_m + bias[None, :], tile)
-        d_weights = along_d_sums * SCALE + d_total[None, :]
+        d_weights = along_d_sums + d_total[None, :]
         if HAS_D_ATTN:
             pointers = d_attn_ptr + b * d_attn_stride_b + n[:, None] * d_attn_stride_n
             pointers += (v // HEADS).to(tl.int64)[None, :] * d_attn_stride_k
@@ -130,15 +136,22 @@ def _attend_backward_kernel(
         d_logits = d_logits.to(tile)
         if NEED_INPUTS:
             weights = tl.where(present, (attn + EPSILON) * SCALE, 0.0).to(tile)
-            factors = tl.trans(_beside(tl.trans(weights), tl.trans(d_logits)))
+            wide = _across(weights.to(acc) / SCALE, d_logits.to(acc))
+            # Weights that are scaled take a product of their own; otherwise one product makes dx̃.
+            if SCALE == 1.0:
+                factors = _across(weights, d_logits)
+            else:
+                factors = _across(weights, tl.zeros_like(weights))
+                logit_factors = _across(tl.zeros_like(d_logits), d_logits)
             # Both means of dx̃ over the columns that the LayerNorm's backward takes, from what is at hand.
-            wide = factors.to(acc)
             d_mean = tl.sum(wide * means, 1) * rstd
             d_along = mean_of(tl.sum(wide * along, 1), SIZE) * rstd
         for i in tl.static_range(len(x)):
             d_m = replaced(d_m, i, add_dot(d_m[i], tl.trans(x[i]), d_logits, PRECISION))
             if NEED_INPUTS:
                 d_x = add_dot(tl.zeros([BLOCK_N, CHUNK], acc), factors, both[i], PRECISION)
+                if SCALE != 1.0:
+                    d_x = add_dot(d_x / SCALE, logit_factors, both[i], PRECISION)
                 d_x = d_x * rstd[:, None] - d_mean[:, None] - x[i].to(acc) * d_along[:, None]
                 store_chunk(
                     d_image_ptr, n, n < last, d_stride_n, d_stride_c, d_x, i * CHUNK, CHUNK, SIZE
