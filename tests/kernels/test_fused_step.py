@@ -151,6 +151,24 @@ def test_a_slot_that_nobody_attends_to_gets_the_mean_in_float16_too() -> None:
     torch.testing.assert_close(new, exact, rtol=0, atol=0.02)
 
 
+def test_small_gradients_reach_the_inputs_in_float16_too() -> None:
+    problem = make_problem(Case(), torch.float32)
+    weights = SlotAttentionWeights.from_module(problem.module)
+
+    def d_inputs(scale: float) -> Tensor:
+        inputs = problem.inputs.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16):
+            new, _, _ = slot_attention(
+                inputs, problem.slots, weights, num_iterations=0, backend="triton"
+            )
+        (gradient,) = torch.autograd.grad((new * problem.d_slots).sum() * scale, inputs)
+        return gradient / scale
+
+    expected = d_inputs(1.0)
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(d_inputs(2.0**-6), expected, rtol=0, atol=0.01 * largest)
+
+
 # The interpreter, NumPy, mentions what a GPU does in silence in rows that nobody reads.
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_a_layer_norm_without_epsilon_is_finite_at_rows_that_are_not_there() -> None:
