@@ -195,7 +195,11 @@ Table = Callable[[Sequence[Row]], list[str]]
 TABLES: tuple[tuple[tuple[str, ...], str, Table], ...] = (
     (("counters",), "counters of launches with cold caches", _counters),
     (("tune",), "fastest variants of each kernel, us", _tune),
-    (("kernels", "kernels_again"), "kernels of a training step, us in a step, launches x median", _kernels),
+    (
+        ("kernels", "kernels_again"),
+        "kernels of a training step, us in a step, launches x median",
+        _kernels,
+    ),
     (("slate",), "SLATE's training step", _slate),
     (
         ("memcheck",),

@@ -147,9 +147,11 @@ def test_launches_are_specialised_as_triton_does_at_run_time(probe):
         "FLAG": "constexpr",
     }
     assert constants == [[[3], 64], [[4], True]]
-    assert attributes == [[[i], [["tt.divisibility", 16]]] for i in range(3)]
+    # Triton 3.8 also has an empty list for each constant.
+    assert attributes[:3] == [[[i], [["tt.divisibility", 16]]] for i in range(3)]
+    assert all(of_constant == [] for _, of_constant in attributes[3:])
     assert same == aligned
-    assert unaligned[4] == [
+    assert unaligned[4][:3] == [
         [[0], [["tt.divisibility", 16]]],
         [[1], [["tt.divisibility", 16]]],
         [[2], []],
