@@ -24,14 +24,15 @@ from gpu.runner import SCRIPTS, SOURCES
 ROOT = SCRIPTS.parent
 # Of times measured twice the first is taken: compiled forms stand beside a fused one of the same process.
 TIMES = ("baselines", "times", "flat")
-# Of other stages, what is kept of the rows that have the first of these.
+# Of other stages, by file: the stage, and what is kept of its rows that have the first of these.
 DETAILS = {
-    "smoke": ("tensor", "unit", "error", "eager_error", "bound", "ratio", "ok"),
-    "kernels": ("kernel", "unit", "launches", "us_p50", "us_per_step", "resources"),
-    "tune": ("kernel", "unit", "what", "options", "us_p50", "error"),
-    "counters": ("counters", "unit", "kernel"),
-    "unit_tests": ("test", "unit", "seconds"),
-    "memcheck": ("summary", "unit", "exit_code"),
+    "smoke": ("smoke", ("tensor", "unit", "error", "eager_error", "bound", "ratio", "ok")),
+    "kernels": ("kernels", ("kernel", "unit", "launches", "us_p50", "us_per_step", "resources")),
+    "tune": ("tune", ("kernel", "unit", "what", "options", "us_p50", "error")),
+    "tune-updates": ("tune", ("update", "unit", "us_p50", "by_kernel")),
+    "counters": ("counters", ("counters", "unit", "kernel")),
+    "unit-tests": ("unit_tests", ("test", "unit", "seconds")),
+    "memcheck": ("memcheck", ("summary", "unit", "exit_code")),
 }
 COUNTERS = (
     "gpu__time_duration.sum",
@@ -111,13 +112,13 @@ def _write_card(folder: Path, rows: Sequence[Row]) -> list[Path]:
             folder / "slate-steps.json"
         )
         written.append(folder / "slate-steps.json")
-    for stage, fields in DETAILS.items():
+    for name, (stage, fields) in DETAILS.items():
         kept = [row for row in _last(rows, stage) if fields[0] in row]
         if kept:
             lines = [json.dumps({field: _chosen(row[field]) for field in fields}) for row in kept]
             head = json.dumps(_environment(kept))
             text = f'{{"environment": {head},\n"rows": [\n' + ",\n".join(lines) + "\n]}\n"
-            path = folder / f"{stage.replace('_', '-')}.json"
+            path = folder / f"{name}.json"
             path.write_text(text)
             written.append(path)
     return written
