@@ -9,7 +9,8 @@ of iterations get a plot of all, which is drawn again. In the same way ``<!-- sl
 ``<!-- /slate-steps -->`` get the tables and the plot of training steps, and
 ``<!-- speed-ups:FOLDER -->`` to ``<!-- /speed-ups -->`` those of all parts of a suite in
 benchmarks/results/FOLDER (`iterations=7` for those of 7 iterations; by default of 3 and 7).
-``<!-- gpu:measured -->`` to ``<!-- /gpu -->`` get what `scripts/gpu_run report` wrote of every card, and
+``<!-- gpu:measured -->`` to ``<!-- /gpu -->`` get what `scripts/gpu_run report` wrote of every card, what
+`fastslots compare` wrote there included, and
 ``<!-- gpu:kernels -->``, in kernels/README.md, where the time of a training step goes.
 ``--check`` writes nothing and fails if one of both files is not up to date.
 """
@@ -33,6 +34,10 @@ from fastslots.benchmark import (
     speedups,
     step_markdown,
 )
+from fastslots.benchmark.report import environment_line
+from fastslots.comparison.record import FILE as COMPARISON
+from fastslots.comparison.record import Comparison
+from fastslots.comparison.report import markdown as comparison_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("benchmark", "slate-steps", "speed-ups", "gpu")
@@ -124,7 +129,19 @@ def _gpu_parts(what: str, results: Path, draw: bool) -> list[str]:
         parts += [speedup_markdown(times), accuracy_markdown(folder)]
         if (folder / "slate-steps.json").exists():
             parts += _step_parts(folder / "slate-steps.json", results, draw)
+        if (folder / "comparison" / COMPARISON).exists():
+            parts += _comparison_parts(folder / "comparison", results)
     return parts
+
+
+def _comparison_parts(folder: Path, results: Path) -> list[str]:
+    """What `fastslots compare` has written."""
+    found = Comparison.load(folder / COMPARISON)
+    alt = "Losses, gradient norms and scores of SLATE, implicit and unrolled"
+    picture = _image(alt, folder / "comparison.png", results)
+    pixels, seconds = found.settings["image_size"], found.seconds
+    title = f"**SLATE at {pixels} pixels, implicit and unrolled, {seconds:.0f} s for both**"
+    return [title, picture, comparison_markdown(found), environment_line(found.environment)]
 
 
 def _image(alt: str, picture: Path, results: Path) -> str:
