@@ -70,7 +70,7 @@ class Call(NamedTuple):
     def backward_plan(self) -> Plan:
         """How the inputs are passed over in the backward."""
         groups = _has_warp_groups(self.inputs.device)
-        return backward_plan(self.sizes, self.w.keys.dtype, self.precision, warp_groups=groups)
+        return backward_plan(self.sizes, self.w.keys.dtype, warp_groups=groups)
 
     def rows(self, slots: Tensor) -> Tensor:
         """Slots, or their gradient, ``[B, K, D]`` as ``[B K, D]``, contiguous, in the accumulator's dtype."""

@@ -82,13 +82,12 @@ def attend_plan(sizes: Sizes, tile: torch.dtype, input_dtype: torch.dtype, *, no
     return Plan(rows, 8, 1, 1, chunk)
 
 
-def backward_plan(sizes: Sizes, tile: torch.dtype, precision: str, *, warp_groups: bool) -> Plan:
+def backward_plan(sizes: Sizes, tile: torch.dtype, *, warp_groups: bool) -> Plan:
     """Of `attend_backward`; nothing spills to memory.
 
     Args:
         sizes: Of the call.
         tile: The dtype of products.
-        precision: Of products of float32: "ieee" or "tf32".
         warp_groups: Whether the matrix units read their operands from shared memory and leave the results in
             registers, as those of compute capability 9.0 do: there is room for larger tiles.
     """
@@ -105,9 +104,7 @@ def backward_plan(sizes: Sizes, tile: torch.dtype, precision: str, *, warp_group
     elif tile.itemsize == 4 and entries <= 1024:
         rows, chunk, warps = 32, 64, 4
     else:
-        # Without matrix units, a product holds its factors in registers.
-        narrow = tile.itemsize == 4 and precision == "ieee" and entries > 2048
-        rows, chunk, warps = 16, 16 if narrow else 32, 8
+        rows, chunk, warps = 16, 64, 8
     return Plan(rows, warps, 1, 1, min(columns, chunk))
 
 
