@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import triton
 
 from fastslots_kernels.fused.sizes import Sizes, padded
 
@@ -57,6 +58,9 @@ _TABLE: dict[tuple[str, int, int], Plan] = {
     ("backward", 256, 16): Plan(64, 4, 1, 2, 128),
     ("backward", 256, 32): Plan(64, 8, 1, 1, 64),
 }
+if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):  # its code takes more registers
+    _TABLE[("backward", 256, 16)] = Plan(64, 8, 1, 1, 64)
+    _TABLE[("backward", 256, 32)] = Plan(32, 4, 1, 1, 64)
 
 
 def attend_plan(sizes: Sizes, tile: torch.dtype, input_dtype: torch.dtype, *, normed: bool) -> Plan:

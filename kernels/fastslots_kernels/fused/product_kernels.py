@@ -37,25 +37,56 @@ def product_tile(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Stores one tile of ``out[p, q] = SCALE Σ_k a[p, k] b[k, q]``, operands rounded to TILE.
+    """Stores one tile of ``out[p, q] = SCALE Σ_k a[p, k] b[k, q]``, operands rounded to TILE."""
+    blocks: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P * ((Q + BLOCK_Q - 1) // BLOCK_Q)
+    head = index // blocks
+    p, q, total = sum_of_products(
+        a_ptr + head * A_STRIDES[0], b_ptr + head * B_STRIDES[0], index % blocks, K, P, Q,
+        A_STRIDES[1], A_STRIDES[2], B_STRIDES[1], B_STRIDES[2],
+        TILE, ACC, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+    )  # fmt: skip
+    out_ptr += head * OUT_STRIDES[0] + p[:, None] * OUT_STRIDES[1] + q[None, :] * OUT_STRIDES[2]
+    total = (total * SCALE).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr, total, mask=(p < P)[:, None] & (q < Q)[None, :])
+
+
+@triton.jit
+def sum_of_products(
+    a_ptr,
+    b_ptr,
+    index,  # which tile
+    K,
+    P,
+    Q,
+    a_stride_p,
+    a_stride_k,
+    b_stride_k,
+    b_stride_q,
+    TILE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """``p``, ``q`` and ``Σ_k a[p, k] b[k, q]`` of a tile, operands rounded to TILE.
 
     With ``"tf32x3"`` float32 operands are split in two TF32 each, of whose products all but that of the two
     remainders are added up, each kind by itself: an error of about 2⁻²⁰ of a term, that of sums in float32.
     """
-    blocks_q: tl.constexpr = (Q + BLOCK_Q - 1) // BLOCK_Q
-    blocks: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P * blocks_q
-    head, tile = index // blocks, index % blocks
-    p = tile // blocks_q * BLOCK_P + tl.arange(0, BLOCK_P)
-    q = tile % blocks_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    a_ptr += head * A_STRIDES[0] + p[:, None] * A_STRIDES[1]
-    b_ptr += head * B_STRIDES[0] + q[None, :] * B_STRIDES[2]
+    blocks_q = (Q + BLOCK_Q - 1) // BLOCK_Q
+    p = index // blocks_q * BLOCK_P + tl.arange(0, BLOCK_P)
+    q = index % blocks_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    a_ptr += p[:, None] * a_stride_p
+    b_ptr += q[None, :] * b_stride_q
     total = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
     rest_a = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
     rest_b = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
     for first in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         k = (first + tl.arange(0, BLOCK_K)).to(tl.int64)
-        a_at, a_valid = a_ptr + k[None, :] * A_STRIDES[2], (p < P)[:, None] & (k < K)[None, :]
-        b_at, b_valid = b_ptr + k[:, None] * B_STRIDES[1], (k < K)[:, None] & (q < Q)[None, :]
+        a_at, a_valid = a_ptr + k[None, :] * a_stride_k, (p < P)[:, None] & (k < K)[None, :]
+        b_at, b_valid = b_ptr + k[:, None] * b_stride_k, (k < K)[:, None] & (q < Q)[None, :]
         a = tl.load(a_at, mask=a_valid, other=0.0).to(TILE)
         b = tl.load(b_at, mask=b_valid, other=0.0).to(TILE)
         if PRECISION == "tf32x3":
@@ -65,10 +96,7 @@ def product_tile(
             rest_b = tl.dot(a_first, b - b_first, acc=rest_b, input_precision="tf32")
         else:
             total = add_dot(total, a, b, PRECISION)
-    total += rest_a + rest_b
-    out_ptr += head * OUT_STRIDES[0] + p[:, None] * OUT_STRIDES[1] + q[None, :] * OUT_STRIDES[2]
-    total = (total * SCALE).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr, total, mask=(p < P)[:, None] & (q < Q)[None, :])
+    return p, q, total + rest_a + rest_b
 
 
 @triton.jit
@@ -244,9 +272,9 @@ def _weight_gradients_kernel(
     H: tl.constexpr,
     M: tl.constexpr,
     VECTORS: tl.constexpr,
+    END_HIDDEN: tl.constexpr,
     END_KEYS: tl.constexpr,
     END_VALUES: tl.constexpr,
-    END_HIDDEN: tl.constexpr,
     END_MLP_0: tl.constexpr,
     END_MLP_2: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -256,40 +284,40 @@ def _weight_gradients_kernel(
     BLOCK_VECTOR: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One tile of ``leftᵀ right`` for one of the step's matrices, or a block of the sums of the vectors."""
+    """One tile of ``leftᵀ right`` for one of the step's matrices, or a block of the sums of the vectors.
+
+    Four of the five products run the same code, and are chosen among as it runs: of branches that differ in
+    their operands alone, Triton 3.8 joins the ends, and keeps the shared memory of all of them at once.
+    """
     tile: tl.constexpr = d_plain_ptr.dtype.element_ty
     acc: tl.constexpr = d_keys_ptr.dtype.element_ty
     pid = tl.program_id(0)
-    if pid < END_KEYS:
+    if pid < END_HIDDEN:  # slots are in the accumulator's dtype
         product_tile(
-            normed_slots_ptr, d_plain_ptr, d_keys_ptr, pid, num_rows, D, H * C,
-            (0, 1, D), (0, H * C, 1), (0, H * C, 1),
-            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
-        )  # fmt: skip
-    elif pid < END_VALUES:
-        product_tile(
-            d_input_gates_ptr, averaged_ptr, d_values_ptr, pid - END_KEYS, num_rows, 3 * D, H * C,
-            (0, 1, 3 * D), (0, H * C, 1), (0, H * C, 1),
-            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
-        )  # fmt: skip
-    elif pid < END_HIDDEN:
-        product_tile(
-            d_hidden_gates_ptr, slots_ptr, d_weight_hh_ptr, pid - END_VALUES, num_rows, 3 * D, D,
+            d_hidden_gates_ptr, slots_ptr, d_weight_hh_ptr, pid, num_rows, 3 * D, D,
             (0, 1, 3 * D), (0, D, 1), (0, D, 1),
             1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
         )  # fmt: skip
-    elif pid < END_MLP_0:
-        product_tile(
-            d_hidden_ptr, normed_ptr, d_weight_0_ptr, pid - END_HIDDEN, num_rows, M, D,
-            (0, 1, M), (0, D, 1), (0, D, 1),
-            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
-        )  # fmt: skip
     elif pid < END_MLP_2:
-        product_tile(
-            d_new_ptr, hidden_ptr, d_weight_2_ptr, pid - END_MLP_0, num_rows, D, M,
-            (0, 1, D), (0, M, 1), (0, M, 1),
-            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        a_ptr, b_ptr, first, P, Q = normed_slots_ptr, d_plain_ptr, END_HIDDEN, D, H * C
+        if pid >= END_MLP_0:
+            a_ptr, b_ptr, first, P, Q = d_new_ptr, hidden_ptr, END_MLP_0, D, M
+        elif pid >= END_VALUES:
+            a_ptr, b_ptr, first, P, Q = d_hidden_ptr, normed_ptr, END_VALUES, M, D
+        elif pid >= END_KEYS:
+            a_ptr, b_ptr, first, P, Q = d_input_gates_ptr, averaged_ptr, END_KEYS, 3 * D, H * C
+        p, q, total = sum_of_products(
+            a_ptr, b_ptr, pid - first, num_rows, P, Q, 1, P, Q, 1,
+            tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
         )  # fmt: skip
+        at, inside = p[:, None] * Q + q[None, :], (p < P)[:, None] & (q < Q)[None, :]
+        if pid < END_KEYS:
+            tl.store(d_keys_ptr + at, total, mask=inside)
+        elif pid < END_VALUES:
+            tl.store(d_values_ptr + at, total, mask=inside)
+        else:
+            weight_ptr = d_weight_2_ptr if pid >= END_MLP_0 else d_weight_0_ptr
+            tl.store(weight_ptr + at, total.to(weight_ptr.dtype.element_ty), mask=inside)
     else:
         sum_vectors_block(
             vectors_ptr,

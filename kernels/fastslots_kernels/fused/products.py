@@ -187,9 +187,9 @@ def weight_gradients(
         ),
     )
     programs = {
+        "HIDDEN": blocks.tiles(3 * d, d),
         "KEYS": blocks.tiles(d, width),
         "VALUES": blocks.tiles(3 * d, width),
-        "HIDDEN": blocks.tiles(3 * d, d),
         "MLP_0": blocks.tiles(m, d),
         "MLP_2": blocks.tiles(d, m),
         "VECTORS": _ceil(num_vectors, _BLOCK_VECTOR),
