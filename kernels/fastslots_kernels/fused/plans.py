@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import triton
 
 from fastslots_kernels.fused.sizes import Sizes, padded
 
@@ -58,9 +57,11 @@ _TABLE: dict[tuple[str, int, int], Plan] = {
     ("backward", 256, 16): Plan(64, 4, 1, 2, 128),
     ("backward", 256, 32): Plan(64, 8, 1, 1, 64),
 }
-if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):  # its code takes more registers
-    _TABLE[("backward", 256, 16)] = Plan(64, 8, 1, 1, 64)
-    _TABLE[("backward", 256, 32)] = Plan(32, 4, 1, 1, 64)
+# As above, for Triton 3.8 and later, whose code takes more registers.
+_LATER: dict[tuple[str, int, int], Plan] = {
+    ("backward", 256, 16): Plan(64, 8, 1, 1, 64),
+    ("backward", 256, 32): Plan(32, 4, 1, 1, 64),
+}
 
 
 def attend_plan(sizes: Sizes, tile: torch.dtype, input_dtype: torch.dtype, *, normed: bool) -> Plan:
@@ -98,9 +99,9 @@ def backward_plan(sizes: Sizes, tile: torch.dtype, *, warp_groups: bool) -> Plan
     columns, virtual = padded(sizes.input_size), padded(sizes.virtual)
     entries = columns * virtual
     if tile.itemsize == 2:
-        found = _TABLE.get(("backward", sizes.input_size, virtual)) if warp_groups else None
-        if found is not None:
-            return found
+        key = ("backward", sizes.input_size, virtual)
+        if warp_groups and key in _TABLE:
+            return _LATER.get(key, _TABLE[key]) if _later_triton() else _TABLE[key]
         rows, chunk = 32 if columns <= 256 and entries <= 8192 else 16, 64
         if entries <= 1024 and sizes.input_size % 16 == 0:
             rows = 64
@@ -155,6 +156,13 @@ def num_splits(batch: int, num_inputs: int, plan: Plan, num_processors: int) -> 
 def split_size(num_inputs: int, splits: int, plan: Plan) -> int:
     """Inputs per split: whole tiles."""
     return _ceil(_ceil(num_inputs, splits), plan.rows) * plan.rows
+
+
+@lru_cache(maxsize=1)
+def _later_triton() -> bool:
+    import triton  # slow, and not there where no kernel runs
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
 
 
 def _ceil(numerator: int, denominator: int) -> int:
