@@ -150,7 +150,7 @@ def update_backward(
         TILE_ROWS=_BLOCK_ROWS,
         BLOCK_ROWS=block_rows,
         BLOCK_M=block_m,
-        **_chunks(d, 2 * block_m, w),
+        **_chunks(d, 2 * block_m, w, precision),
         num_warps=4,
     )
     columns = max(sizes.input_size, d)
@@ -180,7 +180,7 @@ def update_backward(
         M=m,
         FIRST=first["norm_mlp_weight"],
         NORM_MLP_EPS=norm_eps[2],
-        **_chunks(max(d, m), columns, w),
+        **_chunks(max(d, m), columns, w, precision),
         num_warps=_NUM_WARPS,
     )
     launch(
@@ -202,7 +202,7 @@ def update_backward(
         sizes.sums_size,
         **shared,
         **widths,
-        **_chunks(3 * d, columns, w),
+        **_chunks(3 * d, columns, w, precision),
         num_warps=_NUM_WARPS,
     )
     return out
@@ -265,7 +265,7 @@ def keys_backward(
         BLOCK_ROWS=_BLOCK_ROWS,
         BLOCK_C=padded(sizes.input_size),
         BLOCK_D=padded(sizes.slot_size),
-        **_chunks(sizes.width, sizes.slot_size, w),
+        **_chunks(sizes.width, sizes.slot_size, w, precision),
         num_warps=_NUM_WARPS,
     )
     return d_plain
@@ -304,7 +304,7 @@ def _empty_update_gradients(w: FoldedWeights, sizes: Sizes) -> UpdateGradients:
     )
 
 
-def _chunks(size: int, columns: int, w: FoldedWeights) -> dict[str, int]:
+def _chunks(size: int, columns: int, w: FoldedWeights, precision: str) -> dict[str, int]:
     """How much of a sum over `size` is done at a time, and how many such chunks of a weight are on their way.
 
     All of a small weight at once, and up to 96 KiB of a large one, since little else hides the latency; two
@@ -312,7 +312,7 @@ def _chunks(size: int, columns: int, w: FoldedWeights) -> dict[str, int]:
     without matrix units, a product holds them in registers.
     """
     row_bytes = padded(columns) * w.values.itemsize
-    kib = 32 if w.values.itemsize == 2 else 16
+    kib = 32 if w.values.itemsize == 2 or precision == "tf32" else 16
     chunk = min(64, max(16, kib * 1024 // row_bytes), padded(size))
     most = 4 if row_bytes <= 1024 else 3
     return {"BLOCK_K": chunk, "STAGES": min(most, 1 + -(-size // chunk))}
