@@ -186,7 +186,8 @@ def _attend_variants(workload: Workload, device: str, kernel: str) -> Iterator[V
     for plan in PLANS[kernel, sizes.input_size]:
         for splits in dict.fromkeys(_possible(sizes, plan, wanted) for wanted in (0, *SPLITS)):
             with ExitStack() as stack:
-                stack.enter_context(mock.patch.dict(plans._TABLE, {key: plan}))
+                for table in (plans._TABLE, plans._LATER):
+                    stack.enter_context(mock.patch.dict(table, {key: plan}))
                 if splits:
                     fixed = mock.patch.object(forward, "num_splits", return_value=splits)
                     stack.enter_context(fixed)
