@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastslots.benchmark import Provider
 from gpu.job import Job
 from gpu.measure import measure
-from gpu.shapes import DRY_RUN, GOALS, case_of
+from gpu.shapes import BASELINES, DRY_RUN, case_of
 
 GRADIENTS = ("no-grad", "implicit")
 COMPILED = ("reference", "torch")
@@ -13,7 +13,7 @@ COMPILED = ("reference", "torch")
 
 def units(dry_run: bool) -> list[str]:
     """Shapes and gradients: iterations of all shapes first, since they compile faster."""
-    shapes = DRY_RUN if dry_run else GOALS
+    shapes = DRY_RUN if dry_run else BASELINES
     return [f"{shape} {gradient}" for gradient in GRADIENTS for shape in shapes]
 
 

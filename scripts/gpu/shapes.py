@@ -17,7 +17,7 @@ ITERATIONS = {
     "dinosaur24": 3,
 }
 DRY_RUN = ("slate64",)  # tiny, all shapes are one
-GOALS = ("slate64", "slate128", "clevr", "slate96")
+BASELINES = ("slate64", "slate128", "clevr", "slate96", "dinosaur")
 TINY: dict[str, Any] = {
     "batch": 2,
     "num_inputs": 12,

@@ -28,22 +28,22 @@ class Stage:
 
 FIRST = (
     Stage("smoke", 60),
+    Stage("times", 80),
     Stage("unit_tests", 120),
-    Stage("tune", 90),
     Stage("kernels", 30),
+    Stage("tune", 90),
     Stage("counters", 60),
-    Stage("times", 100),
 )
 SECOND = (
     Stage("smoke_again", 40, "smoke"),
     Stage("unit_tests_again", 90, "unit_tests"),
     Stage("times_again", 60, "times"),
     Stage("kernels_again", 20, "kernels"),
-    Stage("compile", 90),
-    Stage("baselines", 70),
-    Stage("flat", 30),
+    Stage("compile", 110),
+    Stage("baselines", 110),
+    Stage("flat", 45),
     Stage("slate", 60),
-    Stage("memcheck", 30),
+    Stage("memcheck", 45),
     Stage("train", 600),
 )
 CALLS = {"first": FIRST, "second": SECOND}

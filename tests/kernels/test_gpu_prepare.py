@@ -20,8 +20,6 @@ pytestmark = [
         not triton.__version__.startswith("3.6."), reason="what is prepared is for Triton 3.6"
     ),
 ]
-KERNELS = 6  # of the call below
-
 # In processes of their own: in this one kernels may be interpreted.
 COMMON = """
 import sys
@@ -61,12 +59,20 @@ def prepare(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of what one small call launches."""
+def num_kernels() -> int:
+    """How many kernels one small call launches, each once."""
+    run = run_python(f"{COMMON}    print(len(work(48)[0].launches))")
+    assert run.returncode == 0, run.stderr
+    return int(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory, num_kernels: int) -> Path:
+    """An archive of what that call launches."""
     folder = tmp_path_factory.mktemp("prepared")
     run = prepare(folder)
     assert run.returncode == 0, run.stderr
-    assert f"{KERNELS} compiled in" in run.stdout
+    assert f"\n{num_kernels} compiled in" in run.stdout
     return folder / "kernels.tar.xz"
 
 
@@ -85,20 +91,22 @@ def find(archive: Path, folder: Path, size: int) -> subprocess.CompletedProcess[
     return run_python(program, first=str(GPU / "fixed_key"), TRITON_CACHE_DIR=str(folder))
 
 
-def test_what_was_prepared_is_found_elsewhere(archive: Path, tmp_path: Path) -> None:
+def test_what_was_prepared_is_found_elsewhere(
+    archive: Path, num_kernels: int, tmp_path: Path
+) -> None:
     run = find(archive, tmp_path, 48)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert f"{KERNELS} launches with a stub driver: 0 new entries" in run.stdout
+    assert f"{num_kernels} launches with a stub driver: 0 new entries" in run.stdout
 
 
-def test_what_was_not_prepared_is_named(archive: Path, tmp_path: Path) -> None:
+def test_what_was_not_prepared_is_named(archive: Path, num_kernels: int, tmp_path: Path) -> None:
     run = find(archive, tmp_path, 47)  # no multiple of 16
     assert run.returncode == 1
     new = 2  # the raw inputs, and those that were stored, are attended to in rows of another number
-    assert f"{KERNELS} launches with a stub driver: {new} new entries" in run.stdout
+    assert f"{num_kernels} launches with a stub driver: {new} new entries" in run.stdout
 
 
-def test_a_launcher_for_any_pointer_is_that_of_the_kernel() -> None:
+def test_a_launcher_for_any_pointer_is_that_of_the_kernel(num_kernels: int) -> None:
     run = run_python(
         f"""{COMMON}
     from ahead_of_time import configuration_of
@@ -112,7 +120,7 @@ def test_a_launcher_for_any_pointer_is_that_of_the_kernel() -> None:
 """
     )
     assert run.returncode == 0, run.stderr
-    assert len(run.stdout.split()) == KERNELS
+    assert len(run.stdout.split()) == num_kernels
 
 
 def test_every_gpu_test_is_recorded_to_where_it_compares_numbers() -> None:
