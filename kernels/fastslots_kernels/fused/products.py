@@ -228,13 +228,13 @@ def product_blocks(dtype: torch.dtype) -> Blocks:
     """Of products of weights, by the tile dtype: they have the accumulator's themselves."""
     if dtype.itemsize == 2:
         # Few warps, since each of them splits what it reads.
-        return Blocks(32, 16, 32, 6, 2)
+        return Blocks(32, 16, 32, 3, 2)
     return Blocks(32, 32, 16, 1, 4) if dtype == torch.float64 else Blocks(32, 32, 32, 3, 4)
 
 
 def rows_blocks(dtype: torch.dtype) -> Blocks:
     """Of products that sum over rows of slots, in the tile dtype."""
-    return Blocks(64, 64, 64, 4, 4) if dtype.itemsize == 2 else product_blocks(dtype)
+    return Blocks(64, 64, 64, 6, 4) if dtype.itemsize == 2 else product_blocks(dtype)
 
 
 def _weight_precision(dtype: torch.dtype, precision: str) -> str:

@@ -24,7 +24,6 @@ from fastslots_kernels.fused.update_backward_kernels import (
 )
 
 _BLOCK_ROWS = 16
-_NUM_WARPS = 8
 
 
 class UpdateGradients(NamedTuple):
@@ -124,7 +123,7 @@ def update_backward(
         NORM_SLOTS_EPS=norm_eps[1],
         NORM_MLP_EPS=norm_eps[2],
         BLOCK_D=padded(d),
-        num_warps=_NUM_WARPS,
+        num_warps=4,
     )
     # Large tiles read less, of a small MLP there would be few.
     scale = 2 if m > 256 else 1
@@ -181,7 +180,7 @@ def update_backward(
         FIRST=first["norm_mlp_weight"],
         NORM_MLP_EPS=norm_eps[2],
         **_chunks(max(d, m), columns, w, precision),
-        num_warps=_NUM_WARPS,
+        num_warps=8,  # of 4, each would need more registers than there are
     )
     launch(
         _gates_backward_kernel,
@@ -203,7 +202,7 @@ def update_backward(
         **shared,
         **widths,
         **_chunks(3 * d, columns, w, precision),
-        num_warps=_NUM_WARPS,
+        num_warps=_num_warps(w),
     )
     return out
 
@@ -266,7 +265,7 @@ def keys_backward(
         BLOCK_C=padded(sizes.input_size),
         BLOCK_D=padded(sizes.slot_size),
         **_chunks(sizes.width, sizes.slot_size, w, precision),
-        num_warps=_NUM_WARPS,
+        num_warps=_num_warps(w),
     )
     return d_plain
 
@@ -302,6 +301,14 @@ def _empty_update_gradients(w: FoldedWeights, sizes: Sizes) -> UpdateGradients:
         w.scale.new_empty(rows, d),
         *(w.values.new_empty(rows, width) for width in widths),
     )
+
+
+def _num_warps(w: FoldedWeights) -> int:
+    """Of programs that work on whole rows: of 16-bit tiles 4 are faster than 8, by 5 to 25 % on an H100.
+
+    Wider entries need the registers of more.
+    """
+    return 4 if w.values.itemsize == 2 else 8
 
 
 def _chunks(size: int, columns: int, w: FoldedWeights, precision: str) -> dict[str, int]:
