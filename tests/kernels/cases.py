@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +46,26 @@ class Case:
     masked: bool = False
     mean: float = 0.5
     options: dict[str, Any] = field(default_factory=dict)
+
+
+SLATE = Case(b=4, n=256, c=192, d=192, k=6, m=192, options={"num_iterations": 2})
+WIDE = Case(b=2, n=300, c=256, d=256, k=24, m=1024, options={"num_iterations": 1})
+CLEVR = Case(b=2, n=1000, c=64, d=64, k=11, m=128)
+RAGGED = Case(n=101, c=40, d=24, k=5, m=56, masked=True, options={"num_heads": 3})
+# Of which rounding is judged, on a GPU and as a GPU would round.
+CASES = [
+    pytest.param(SLATE, id="slate"),
+    pytest.param(WIDE, id="wide"),
+    pytest.param(CLEVR, id="clevr"),
+    pytest.param(RAGGED, id="ragged"),
+    pytest.param(Case(b=2, n=200, c=64, d=64, k=7, m=64, mean=30.0), id="large-mean"),
+    pytest.param(Case(b=2, n=200, c=64, d=64, k=7, m=64, mean=100.0), id="larger-mean"),
+    pytest.param(
+        Case(b=1, n=64, c=32, d=32, k=4, m=32, options={"gradient": "unrolled"}), id="unrolled"
+    ),
+]
+# Heads times slots, and the width of inputs and slots, at the limits of the kernels.
+LIMITS = [(1, 16), (17, 100), (64, 256), (32, 512), (16, 512)]
 
 
 @dataclass
@@ -103,6 +124,13 @@ def make_problem(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
     ).to(dtype)
 
 
+def steady(problem: Problem) -> Problem:
+    """Hidden units of the MLP are on or off: none that rounding switches, which no bound foresees."""
+    bias = problem.module.mlp[0].bias
+    bias.data[::2], bias.data[1::2] = 4.0, -4.0
+    return problem
+
+
 def run(problem: Problem, backend: str, **options: Any) -> dict[str, Tensor]:
     """Outputs and all gradients, by name, for the gradients of `problem` on both outputs."""
     inputs = problem.inputs.clone().requires_grad_()
@@ -138,10 +166,12 @@ def assert_within_budget(
     eager: dict[str, Tensor],
     oracle: dict[str, Tensor],
     dtype: torch.dtype,
+    most: float = 1.0,
 ) -> None:
     """Largest error at most twice the eager reference's, plus one rounding of the largest entry.
 
-    The largest entry of an output is its own; gradients share that of all of them.
+    The largest entry of an output is its own; gradients share that of all of them. `most` is the share of
+    that bound that may be used.
     """
     gradients = {name: value for name, value in oracle.items() if name.startswith("d_")}
     outputs = {name: value for name, value in oracle.items() if name not in gradients}
@@ -150,4 +180,4 @@ def assert_within_budget(
     scale = largest(*gradients.values())
     for wanted, shared in ((outputs, None), (gradients, scale)):
         for row in compare(actual, eager, wanted, dtype, scale=shared):
-            assert row.ok, str(row)
+            assert row.ok and row.share <= most, str(row)
