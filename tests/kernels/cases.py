@@ -60,8 +60,8 @@ CASES = [
     pytest.param(RAGGED, id="ragged"),
     pytest.param(Case(b=2, n=200, c=64, d=64, k=7, m=64, mean=30.0), id="large-mean"),
     pytest.param(Case(b=2, n=200, c=64, d=64, k=7, m=64, mean=100.0), id="larger-mean"),
-    pytest.param(
-        Case(b=1, n=64, c=32, d=32, k=4, m=32, options={"gradient": "unrolled"}), id="unrolled"
+    pytest.param(  # of few slots the eager reference's largest error is a matter of luck
+        Case(b=8, n=64, c=32, d=32, k=4, m=32, options={"gradient": "unrolled"}), id="unrolled"
     ),
 ]
 # Heads times slots, and the width of inputs and slots, at the limits of the kernels.
@@ -180,4 +180,5 @@ def assert_within_budget(
     scale = largest(*gradients.values())
     for wanted, shared in ((outputs, None), (gradients, scale)):
         for row in compare(actual, eager, wanted, dtype, scale=shared):
-            assert row.ok and row.share <= most, str(row)
+            assert row.ok, str(row)
+            assert row.share <= most, str(row)
