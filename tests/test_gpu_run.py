@@ -345,3 +345,20 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
         content = archive.extractfile("times.jsonl").read().decode().splitlines()
     assert len(content) == len(rows(tmp_path, "times"))
     assert json.loads(content[0])["stage"] == "times"
+
+
+def test_racecheck_tells_one_instructions_writes_from_races():
+    races = module("memcheck").races
+    text = """\
+========= Error: Race reported between Write access at _keys_kernel+0x9d0 in update_kernels.py:330
+=========     and Write access at _keys_kernel+0x9d0 in update_kernels.py:330 [11 hazards]
+=========
+========= Error: Race reported between Write access at _a_kernel+0x10 in a.py:3
+=========     and {} [2 hazards]
+"""
+    same = "Write access at _a_kernel+0x10 in a.py:3"
+    assert races(text.format(same)) == (2, 0)
+    assert races(text.format(same.replace("0x10", "0x20"))) == (1, 1)
+    assert races(text.format(same.replace("Write", "Read"))) == (1, 1)
+    assert races("Error: Race reported between what is written in no known form") == (0, 1)
+    assert races("RACECHECK SUMMARY: 0 hazards displayed") == (0, 0)
