@@ -85,7 +85,7 @@ def run_backward(
         precision=precision,
     )
     d_plain = keys_backward(
-        few_splits(d_keys),
+        few_splits(d_keys, sizes),
         plain,
         old,
         update.d_slots,

@@ -154,7 +154,7 @@ def run_iterations(
             sums = sums if normed is None else later_sums
             run_attend(call, keys, sums, normed=normed, stop=stop_flag)
         update_slots(
-            few_splits(sums),
+            few_splits(sums, sizes),
             initial if iteration == 0 else state,
             state,
             scratch,
@@ -199,7 +199,7 @@ def run_step(
     new, reduced = torch.empty_like(old), call.new_sums()
     gates = old.new_empty(4, *old.shape)
     update_slots(
-        few_splits(sums),
+        few_splits(sums, sizes),
         old,
         new,
         scratch,
@@ -245,9 +245,9 @@ def run_attend(
     )
 
 
-def few_splits(sums: Tensor) -> Tensor:
+def few_splits(sums: Tensor, sizes: Sizes) -> Tensor:
     """Sums of so few splits that whoever reads them may add them up."""
-    return sums if sums.shape[1] <= _MOST_SPLITS_READ else reduce_splits(sums)
+    return sums if sums.shape[1] <= _MOST_SPLITS_READ else reduce_splits(sums, sizes)
 
 
 @lru_cache

@@ -16,17 +16,18 @@ def _reduce_splits_kernel(
     sums_ptr,  # [B, SIZE]
     num_splits,
     size,
+    filled,
     column_blocks,
     BLOCK_SPLITS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """The sums over the splits of some columns of one image."""
+    """The sums over the splits of some columns of one image; 0 past the `filled` ones."""
     image = (tl.program_id(0) // column_blocks).to(tl.int64)
     column = tl.program_id(0) % column_blocks * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     split = tl.arange(0, BLOCK_SPLITS)
     total = tl.zeros([BLOCK_SPLITS, BLOCK_COLUMNS], sums_ptr.dtype.element_ty)
     for first in range(0, num_splits, BLOCK_SPLITS):
-        valid = (first + split < num_splits)[:, None] & (column < size)[None, :]
+        valid = (first + split < num_splits)[:, None] & (column < filled)[None, :]
         at = (image * num_splits + first + split)[:, None] * size + column[None, :]
         total += tl.load(partial_ptr + at, mask=valid, other=0.0)
     tl.store(sums_ptr + image * size + column, tl.sum(total, 0), mask=column < size)
@@ -63,8 +64,11 @@ def _converged_kernel(
     tl.store(stop_ptr, (tl.sum(moving, 0) == 0).to(tl.int32))
 
 
-def reduce_splits(partial: Tensor) -> Tensor:
-    """Sums ``[B, S, size]`` over the splits, always in the same order, to ``[B, 1, size]``."""
+def reduce_splits(partial: Tensor, sizes: Sizes) -> Tensor:
+    """Sums ``[B, S, sums_size]`` over the splits, always in the same order, to ``[B, 1, sums_size]``.
+
+    The padding may hold anything, and becomes 0.
+    """
     batch, splits, size = partial.shape
     sums = partial.new_empty(batch, 1, size)
     if sums.numel() == 0:
@@ -78,6 +82,7 @@ def reduce_splits(partial: Tensor) -> Tensor:
         sums,
         splits,
         size,
+        sizes.virtual * (sizes.input_size + 1),
         column_blocks,
         BLOCK_SPLITS=16,
         BLOCK_COLUMNS=block,
