@@ -21,6 +21,7 @@ from tests.kernels.emulated import TF32Products, gpu_arithmetic
 
 pytestmark = pytest.mark.slow
 MOST = 0.8  # of the budget: what is emulated is not all that a GPU does
+MOST_TF32 = 0.6  # operands that are cut, not rounded, take 0.66 to 0.77
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_error_with_tf32_is_far_from_twice_the_eager_error(case: Case) -> None:
     with TF32Products():
         eager = run(problem, "reference")
     # float16 has the mantissa of TF32.
-    assert_within_budget(actual, eager, exact, torch.float16, MOST)
+    assert_within_budget(actual, eager, exact, torch.float16, MOST_TF32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
