@@ -1,30 +1,29 @@
 """Speed and memory against the usual forms: what README claims for two CPU cores and for a GPU.
 
     python -m pytest benchmarks/bench_slot_attention.py                # writes results/cpu-targets.json
-    python -m pytest benchmarks/bench_slot_attention.py -m gpu         # the parts of the core suite
+    python -m pytest benchmarks/bench_slot_attention.py -m gpu         # what is claimed for a GPU
 
-Needs a quiet machine and takes some minutes. The files of the GPU's parts come from
-``fastslots benchmark suite``.
+Needs a quiet machine and takes some minutes. The results of GPUs come from ``scripts/gpu_run``.
 """
 # ruff: noqa: D103 - tests say what they do in their names
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastslots.benchmark import (
-    PARTS,
     Call,
     Problem,
     Provider,
     check_call,
-    choose_parts,
     growth,
     preset,
     run_benchmark,
 )
 from fastslots.benchmark.precision import matmul_precision
+from fastslots.benchmark.speedups import FEW_AND_MANY
 
 RESULTS = Path(__file__).parent / "results" / "cpu-targets.json"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -41,7 +40,14 @@ GPU_PROVIDERS = [
     for graphed in (False, True)
 ]
 
+GPU_SHAPES = {"slate128": 7, "clevr": 3}  # with the papers' numbers of iterations
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def gpu_case(name):
+    (case,) = preset(name)
+    return replace(case, precision="bf16")
 
 
 @pytest.fixture(scope="module")
@@ -71,24 +77,24 @@ def test_forward_and_backward(benchmark, case, provider):
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize(
-    "part", [part for part in choose_parts() if part.name.startswith("flat")], ids=lambda p: p.name
-)
-def test_the_implicit_gradient_costs_the_same_after_any_number_of_iterations(part):
-    grown = {found.many.provider: found for found in growth(part.measure(CUDA))}
+@pytest.mark.parametrize("name", GPU_SHAPES)
+def test_the_implicit_gradient_costs_the_same_after_any_number_of_iterations(name):
+    case = replace(gpu_case(name), iterations=FEW_AND_MANY)
+    graphed, eager = Provider("triton", "implicit", graphed=True), Provider("triton", "implicit")
+    results = run_benchmark([case], [graphed, eager], CUDA, repeats=50, time_limit_s=12)
+    grown = {found.many.provider: found for found in growth(results)}
     assert grown["triton"].peak <= MOST_PEAK
-    assert grown["triton"].backward <= MOST_BACKWARD
     assert grown["triton + graph"].backward <= MOST_BACKWARD
 
 
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("provider", GPU_PROVIDERS, ids=lambda p: f"{p.gradient}, {p.label}")
-@pytest.mark.parametrize("name", ["slate128-bf16", "clevr-bf16"])
+@pytest.mark.parametrize("name", GPU_SHAPES)
 def test_on_a_gpu(benchmark, name, provider):
-    case = PARTS[name].case
+    case = gpu_case(name)
     with matmul_precision(case.precision):
-        call = Call(provider, Problem.make(case, CUDA), max(case.focus))
+        call = Call(provider, Problem.make(case, CUDA), GPU_SHAPES[name])
         check_call(Call(provider, call.problem, 1))
         if provider.graphed:
             call.capture(torch.cuda.graph_pool_handle())

@@ -3,12 +3,10 @@
     python benchmarks/readme.py [--check]
 
 What stands between ``<!-- benchmark:NAME -->`` and ``<!-- /benchmark -->`` is replaced by the tables of
-benchmarks/results/NAME.json; NAME may lie in a folder, as h200/clevr-bf16.
+benchmarks/results/NAME.json; NAME may lie in a folder, as h200/slot-attention.
 ``<!-- benchmark:NAME iterations=1,7,63 -->`` shows these rows alone. Cases that show at least three numbers
 of iterations get a plot of all, which is drawn again. In the same way ``<!-- slate-steps:NAME -->`` to
-``<!-- /slate-steps -->`` get the tables and the plot of training steps, and
-``<!-- speed-ups:FOLDER -->`` to ``<!-- /speed-ups -->`` those of all parts of a suite in
-benchmarks/results/FOLDER (`iterations=7` for those of 7 iterations; by default of 3 and 7).
+``<!-- /slate-steps -->`` get the tables and the plot of training steps.
 ``<!-- gpu:measured -->`` to ``<!-- /gpu -->`` get what `scripts/gpu_run report` wrote of every card, what
 `fastslots compare` wrote there included, and
 ``<!-- gpu:kernels -->``, in kernels/README.md, where the time of a training step goes.
@@ -26,12 +24,10 @@ from fastslots.benchmark import (
     accuracy_markdown,
     kernels_markdown,
     markdown,
-    merged,
     plot_case,
     plot_speedups,
     plot_steps,
     speedup_markdown,
-    speedups,
     step_markdown,
 )
 from fastslots.benchmark.report import environment_line
@@ -40,7 +36,7 @@ from fastslots.comparison.record import Comparison
 from fastslots.comparison.report import markdown as comparison_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("benchmark", "slate-steps", "speed-ups", "gpu")
+KINDS = ("benchmark", "slate-steps", "gpu")
 FILES = ("README.md", "kernels/README.md")
 BLOCK = re.compile(
     rf"(?P<start><!-- (?P<kind>{'|'.join(KINDS)}):(?P<name>[\w/-]+)"
@@ -75,8 +71,6 @@ def filled(readme: str, results: Path, *, draw: bool) -> str:
             parts = _step_parts(path, results, draw)
         elif match["kind"] == "gpu":
             parts = _gpu_parts(match["name"], results, draw)
-        elif match["kind"] == "speed-ups":
-            parts = _speedup_parts(path.with_suffix(""), results, counts or [3, 7], draw)
         else:
             parts = _parts(path, results, counts or None, draw)
         return match["start"] + "\n" + "\n\n".join(filter(None, parts)) + "\n\n" + match["end"]
@@ -95,18 +89,6 @@ def _parts(path: Path, results: Path, shown: list[int] | None, draw: bool) -> li
                 plot_case(found, case, picture)
             alt = f"Time and memory against the number of iterations: {case}"
             parts.insert(0, _image(alt, picture, results))
-    return parts
-
-
-def _speedup_parts(folder: Path, results: Path, shown: list[int], draw: bool) -> list[str]:
-    found = merged(Results.load(path) for path in sorted(folder.glob("*.json")))
-    parts = [speedup_markdown(found, shown)]
-    if speedups(found):
-        picture = folder / "speed-ups.png"
-        if draw:
-            plot_speedups(found, picture)
-        alt = "Speed-ups over the usual forms, and the share of a copy's bandwidth"
-        parts.insert(0, _image(alt, picture, results))
     return parts
 
 

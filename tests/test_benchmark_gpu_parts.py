@@ -281,19 +281,6 @@ def test_what_cannot_be_captured_is_left_out_with_its_reason(fake_cuda, monkeypa
     ]
 
 
-def test_compiled_providers_are_measured_at_the_focus_alone(monkeypatch):
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile_(function, backend="eager", **options)
-    )
-    case = dataclasses.replace(TINY, iterations=(1, 2, 3), focus=(2,), precision="bf16")
-    chosen = [Provider("torch", gradient, compiled=True) for gradient in ("implicit", "no-grad")]
-    results = run_benchmark([case], [*chosen, NO_GRAD[1]], CPU, repeats=3)
-    assert not results.skipped
-    assert [row.iterations for row in results.rows if row.compiled] == [2, 2]
-    assert [row.iterations for row in results.rows if not row.compiled] == [1, 2, 3]
-
-
 def test_counts_the_bytes_that_a_forward_must_read():
     """float32 inputs in every step; with bfloat16 products normalised once where steps are many."""
     elements = 2 * 10 * 8
@@ -428,7 +415,7 @@ def test_warm_up_hides_no_error_of_ours(monkeypatch):
 @needs_gpu
 @pytest.mark.parametrize("precision", cases.PRECISIONS)
 def test_every_provider_runs_on_a_gpu(precision):
-    case = Case("small", 4, 100, 32, 3, 32, 64, iterations=(1, 3), precision=precision, focus=(3,))
+    case = Case("small", 4, 100, 32, 3, 32, 64, iterations=(1, 3), precision=precision)
     chosen, skipped = choose_providers(CUDA, gradients=providers.MODES, compiled=False)
     results = run_benchmark([case], chosen, CUDA, repeats=3, skipped=skipped)
     assert not results.skipped

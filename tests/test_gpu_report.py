@@ -21,7 +21,7 @@ from fastslots.benchmark import (
     step_cases,
 )
 from tests.slate.small_models import small_config
-from tests.test_benchmark_suites import gpu_rows
+from tests.test_speedups import gpu_rows
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CARD = "NVIDIA H100 80GB HBM3"

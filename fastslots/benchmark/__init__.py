@@ -1,6 +1,6 @@
 """Measures time and memory of slot attention and of SLATE's training step.
 
-The one place that does: commands, suites and README use it.
+The one place that does: commands and README use it.
 """
 
 from fastslots.benchmark.calls import Call, IncorrectResultError, Problem, check_call
@@ -27,20 +27,16 @@ from fastslots.benchmark.slate_report import step_markdown, step_tables
 from fastslots.benchmark.slate_results import StepResults, StepRow
 from fastslots.benchmark.slate_runner import run_step_benchmark
 from fastslots.benchmark.slate_step import Step
-from fastslots.benchmark.speedups import growth, merged, speedup_markdown, speedups
+from fastslots.benchmark.speedups import growth, speedup_markdown, speedups
 from fastslots.benchmark.speedups_plot import plot_speedups
-from fastslots.benchmark.suites import PARTS, SUITES, Part, choose_parts, is_measured
 
 __all__ = [
     "BASELINE",
-    "PARTS",
     "PRESETS",
-    "SUITES",
     "Call",
     "Case",
     "IncorrectResultError",
     "MemoryUse",
-    "Part",
     "Problem",
     "Provider",
     "Results",
@@ -54,18 +50,15 @@ __all__ = [
     "accuracy_markdown",
     "check_against_public",
     "check_call",
-    "choose_parts",
     "choose_providers",
     "choose_step_providers",
     "constant_memory_table",
     "describe_environment",
     "growth",
-    "is_measured",
     "kernels_markdown",
     "markdown",
     "measure_constant_memory",
     "memory_use",
-    "merged",
     "plot_case",
     "plot_speedups",
     "plot_steps",

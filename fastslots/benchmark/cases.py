@@ -36,8 +36,6 @@ class Case:
         dtype: A key of `DTYPES`, for inputs, slots and weights.
         iterations: T, each measured.
         precision: Of `PRECISIONS`; "tf32" and "bf16" need dtype float32.
-        focus: Those of `iterations` at which compiled providers, and energy, are measured too.
-            Default: all.
 
     Raises:
         ValueError: If a number is no positive int, heads do not divide D, a name is unknown, or precision
@@ -55,7 +53,6 @@ class Case:
     dtype: str = "float32"
     iterations: tuple[int, ...] = DEFAULT_ITERATIONS
     precision: str = "ieee"
-    focus: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -73,10 +70,6 @@ class Case:
             )
         if not self.iterations or not all(map(is_count, self.iterations)):
             raise ValueError(f"iterations must be positive ints; got {self.iterations!r}")
-
-    def focuses_on(self, iterations: int) -> bool:
-        """Whether compiled providers and energy are measured at this number of iterations."""
-        return self.focus is None or iterations in self.focus
 
     @property
     def sizes(self) -> dict[str, int]:

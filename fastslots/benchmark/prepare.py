@@ -60,8 +60,6 @@ def prepare_case(
     with _many_graphs(any(provider.compiled for provider in providers)):
         for iterations in sorted(set(case.iterations), reverse=on_cuda):
             for provider in providers:
-                if provider.compiled and not case.focuses_on(iterations):
-                    continue
                 name = f"{case.name}: {provider.label}, {provider.gradient}, T = {iterations}"
                 progress(f"warming up {name}")
                 call = _warm_up(provider, problem, iterations, budget)

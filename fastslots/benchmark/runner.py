@@ -78,17 +78,15 @@ def run_benchmark(
             ]
             times = {call: series for call, series in times.items() if series}
             progress(f"energy of {case.name}")
-            joules = [
-                _joules(case, call, series, counter, energy_s) for call, series in times.items()
-            ]
+            joules = [_joules(call, series, counter, energy_s) for call, series in times.items()]
             rows += _rows(case, prepared, times, joules, copies)
     return Results(describe_environment(device), rows, left_out)
 
 
 def _joules(
-    case: Case, call: Call, times: Sequence[Times], counter: Counter | None, window_s: float
+    call: Call, times: Sequence[Times], counter: Counter | None, window_s: float
 ) -> float | None:
-    if counter is None or not case.focuses_on(call.iterations):
+    if counter is None:
         return None
     both_ms = min(one.both_ms for one in times)
     synchronize: Callable[[], None] = partial(torch.cuda.synchronize, call.device)

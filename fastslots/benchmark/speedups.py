@@ -1,14 +1,15 @@
-"""What the fused kernels bring, and what more iterations cost: ratios of a suite's rows."""
+"""What the fused kernels bring, and what more iterations cost: ratios of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastslots.benchmark.report import digits, environment_line, markdown_table
 from fastslots.benchmark.results import Results, Row
-from fastslots.benchmark.suites import FEW_AND_MANY, FLAT
 
+FEW_AND_MANY = (1, 127)  # iterations: the implicit gradient's cost must not grow between them
+FLAT = "flat-"  # begins the names of cases that compare these
 OURS, OURS_EAGER = "triton + graph", "triton"  # memory is that of the eager one
 # What the fused kernels are compared with, by heading: provider, and its gradient if it is not the same.
 BASELINES: dict[str, tuple[str, str | None]] = {
@@ -97,10 +98,10 @@ def growth(
 
 
 def speedup_markdown(results: Results, iterations: Sequence[int] = (3, 7)) -> str:
-    """Both as Markdown tables; growth, of the parts that measure it in many rounds.
+    """Both as Markdown tables; growth, of the cases that measure it in many rounds.
 
     Args:
-        results: Of one part or several.
+        results: Of any cases.
         iterations: Show speed-ups at these.
     """
     parts = []
@@ -119,23 +120,6 @@ def speedup_markdown(results: Results, iterations: Sequence[int] = (3, 7)) -> st
         table = markdown_table(headings, map(_growth_cells, grown), num_left=2)
         parts += [table, GROWTH_LEGEND.format(few=few, many=many)]
     return "\n\n".join([*parts, environment_line(results.environment)])
-
-
-def merged(parts: Iterable[Results]) -> Results:
-    """Results of several parts as one, under the first one's environment.
-
-    Raises:
-        ValueError: If there is none, or devices or commits differ.
-    """
-    parts = list(parts)
-    where = {(part.environment["device"], part.environment["commit"]) for part in parts}
-    if len(where) != 1:
-        raise ValueError(f"parts must be of one device and commit; got {sorted(map(str, where))}")
-    return Results(
-        parts[0].environment,
-        [row for part in parts for row in part.rows],
-        [entry for part in parts for entry in part.skipped],
-    )
 
 
 def _ratio(numerator: Row | None, denominator: Row | None, column: str) -> float | None:

@@ -1,4 +1,4 @@
-"""A picture of a suite: speed-ups over the usual forms, and the share of a copy's bandwidth."""
+"""A picture of speed-ups over the usual forms, and the share of a copy's bandwidth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``fastslots benchmark``: slot attention, and the commands ``slate`` and ``suite``."""
+"""``fastslots benchmark``: slot attention, and the command ``slate``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from fastslots.benchmark import (
 )
 from fastslots.benchmark.report import environment_line, legend, skipped_lines
 from fastslots.cli.benchmark_slate import slate
-from fastslots.cli.benchmark_suite import suite
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
@@ -115,8 +114,7 @@ def benchmark(
     """Measures slot attention against the number of iterations: time, memory kept, peak memory.
 
     Writes OUTPUT/PRESET.json and, for every shape, a plot OUTPUT/SHAPE.png. What has wrong results is left
-    out, and the exit code is 1. `fastslots benchmark slate`
-    measures whole training steps, `fastslots benchmark suite` all shapes and precisions for a GPU.
+    out, and the exit code is 1. `fastslots benchmark slate` measures whole training steps.
     """
     if context.invoked_subcommand is not None:
         _refuse_flags(context)
@@ -173,7 +171,6 @@ def benchmark(
 
 
 app.command()(slate)
-app.command()(suite)
 
 
 def _refuse_flags(context: typer.Context) -> None:

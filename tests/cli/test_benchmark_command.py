@@ -54,54 +54,26 @@ def test_measures_forwards_alone_in_a_precision_without_a_plot(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_suite_writes_a_file_per_part_and_skips_it_afterwards(tmp_path):
-    part = "flat-clevr-bf16"
-    arguments = ("suite", part, "--tiny", "--device", "cpu", "--output", str(tmp_path))
-    result = run(*arguments, "--commit", "abc")
-    assert result.exit_code == 0, result.output
-    path = tmp_path / f"{part}.json"
-    content = json.loads(path.read_text())
-    assert {row["case"] for row in content["rows"]} == {part}
-    assert content["environment"]["commit"] == "abc"
-    assert (
-        f"{path} is of this commit and device: skipped" in run(*arguments, "--commit", "abc").stdout
-    )
-    assert "wrote" in run(*arguments, "--commit", "abc", "--again").stdout
-    assert "wrote" in run(*arguments, "--commit", "def").stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [("suite", "flat-clevr-bf16", "--tiny"), TINY])
-def test_wrong_results_end_the_command_with_an_error_after_all_is_written(
-    tmp_path, monkeypatch, arguments
-):
+def test_wrong_results_end_the_command_with_an_error_after_all_is_written(tmp_path, monkeypatch):
     def wrong(call):
         raise IncorrectResultError("slots is off by 2")
 
     monkeypatch.setattr(prepare, "check_call", wrong)
-    flags = ("--iterations", "1", "--no-compile") if arguments is TINY else ("--device", "cpu")
-    result = run(*arguments, *flags, "--output", str(tmp_path))
+    result = run(*TINY, "--iterations", "1", "--no-compile", "--output", str(tmp_path))
     assert result.exit_code == 1
     assert "slots is off by 2" in result.output
     (path,) = tmp_path.glob("*.json")
     assert json.loads(path.read_text())["skipped"][-1]["wrong"]
 
 
-def test_a_suite_lists_its_parts():
-    listed = run("suite", "--list").stdout.splitlines()
-    assert listed[0] == "slate128-bf16 (core)"
-    assert "long-ieee (rest)" in listed
-
-
-def test_flags_before_the_name_of_a_suite_are_refused():
-    result = run("--no-compile", "suite", "--list")
-    assert "must come after 'suite'" in str(result.exception)
+def test_flags_before_the_name_of_a_command_are_refused():
+    result = run("--no-compile", "slate")
+    assert "must come after 'slate'" in str(result.exception)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["suite", "huge"], "parts must be of .*'huge'"),
         (["--precision", "fp8"], "precision must be one of .*; got 'fp8'"),
         (["--precision", "tf32", "--dtype", "float64"], "precision 'tf32' needs dtype float32"),
         (["--energy", "-1"], "energy_s must be at least 0; got -1"),

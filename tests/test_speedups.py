@@ -4,22 +4,16 @@ import json
 import pytest
 import torch
 
-from benchmarks.readme import filled
 from fastslots.benchmark import (
-    PARTS,
     Case,
     Results,
-    choose_parts,
     growth,
-    is_measured,
     markdown,
-    merged,
     plot_case,
     plot_speedups,
     run_benchmark,
     speedup_markdown,
     speedups,
-    suites,
 )
 from fastslots.benchmark.providers import Provider
 
@@ -70,6 +64,10 @@ def gpu_rows(case="clevr-bf16", iterations=(1, 7, 127)):
     return dataclasses.replace(results, rows=rows)
 
 
+def both(first, second):
+    return dataclasses.replace(first, rows=[*first.rows, *second.rows])
+
+
 def test_speed_ups_are_those_over_every_usual_form():
     found = {(s.row.gradient, s.row.iterations): s for s in speedups(gpu_rows())}
     assert len(found) == 6
@@ -96,8 +94,8 @@ def test_growth_is_that_of_every_implicit_provider_from_1_to_127_iterations():
     assert growth(gpu_rows(iterations=(1, 7))) == []
 
 
-def test_tables_of_a_suite_show_speed_ups_and_growth():
-    text = speedup_markdown(merged([gpu_rows(), gpu_rows("flat-clevr-bf16", (1, 127))]))
+def test_tables_show_speed_ups_and_growth():
+    text = speedup_markdown(both(gpu_rows(), gpu_rows("flat-clevr-bf16", (1, 127))))
     row = "| clevr-bf16 | implicit | 7 | 1.00 | 24.00x | 8.00x | 4.00x | 3.00x | 2.00x | - | 16.00x | 50% |"
     assert row in text
     assert "| clevr-bf16 | implicit | 127 |" not in text
@@ -107,18 +105,8 @@ def test_tables_of_a_suite_show_speed_ups_and_growth():
     assert "after 127 iterations divided by that after 1" in text
 
 
-def test_results_of_one_device_and_commit_are_merged():
-    first, second = gpu_rows("a"), gpu_rows("b")
-    assert list(merged([first, second]).cases()) == ["a", "b"]
-    other = dataclasses.replace(second, environment={**second.environment, "device": "another"})
-    with pytest.raises(ValueError, match="parts must be of one device and commit"):
-        merged([first, other])
-    with pytest.raises(ValueError, match="parts must be of one device and commit"):
-        merged([])
-
-
-def test_plots_a_suite(tmp_path):
-    plot_speedups(merged([gpu_rows("a"), gpu_rows("b")]), tmp_path / "new" / "speed-ups.png")
+def test_plots_speed_ups_and_a_case(tmp_path):
+    plot_speedups(both(gpu_rows("a"), gpu_rows("b")), tmp_path / "new" / "speed-ups.png")
     assert (tmp_path / "new" / "speed-ups.png").read_bytes().startswith(b"\x89PNG")
     plot_case(gpu_rows(), "clevr-bf16", tmp_path / "case.png")
     assert len((tmp_path / "case.png").read_bytes()) > 20_000
@@ -130,24 +118,6 @@ def test_a_plot_of_speed_ups_needs_rows_of_ours(tmp_path):
     assert "| clevr-bf16" not in speedup_markdown(results)
     with pytest.raises(ValueError, match=r"results must hold rows of 'triton \+ graph'"):
         plot_speedups(results, tmp_path / "speed-ups.png")
-
-
-def test_fills_the_blocks_of_a_suite(tmp_path):
-    for name in ("a", "b"):
-        gpu_rows(name).save(tmp_path / "h200" / f"{name}.json")
-    readme = (
-        "<!-- speed-ups:h200 iterations=7 -->\n<!-- /speed-ups -->\n"
-        "<!-- benchmark:h200/a -->\n<!-- /benchmark -->\n"
-    )
-    once = filled(readme, tmp_path, draw=True)
-    assert "(benchmarks/results/h200/speed-ups.png)" in once
-    assert "(benchmarks/results/h200/a.png)" in once
-    assert (
-        once.count("| a | implicit | 7 | 1.00 |") == once.count("| b | implicit | 7 | 1.00 |") == 1
-    )
-    assert (tmp_path / "h200" / "speed-ups.png").exists()
-    assert (tmp_path / "h200" / "a.png").exists()
-    assert filled(once, tmp_path, draw=False) == once
 
 
 def test_rows_of_the_first_schema_are_read(tmp_path):
@@ -165,71 +135,3 @@ def test_rows_of_the_first_schema_are_read(tmp_path):
     assert [row.both_ms_p50 for row in read.rows] == [row.both_ms_p50 for row in results.rows]
     assert {(row.precision, row.check) for row in read.rows} == {("ieee", "float64 reference")}
     assert "GB/s" not in markdown(read)
-
-
-def test_the_core_suite_is_slate128_and_clevr():
-    core = choose_parts()
-    assert {part.suite for part in core} == {"core"}
-    assert {(part.case.batch, part.case.num_inputs, part.case.num_slots) for part in core} == {
-        (50, 1024, 12),
-        (64, 16_384, 11),
-    }
-    compiled = {count for part in core for count in part.case.focus or ()}
-    assert compiled == {3, 7}
-    assert choose_parts(["core", "rest"]) == list(PARTS.values())
-    assert [part.name for part in choose_parts(["long-bf16"])] == ["long-bf16"]
-
-
-def test_all_parts_together_are_all_shapes_and_precisions():
-    assert {part.case.precision for part in PARTS.values()} == {"ieee", "tf32", "bf16"}
-    for precision in ("ieee", "tf32", "bf16"):
-        named = {name.removesuffix(f"-{precision}") for name in PARTS if name.endswith(precision)}
-        assert {*suites.CORE, *suites.REST} <= named
-    assert all(part.case.name == name == part.name for name, part in PARTS.items())
-    assert PARTS["long-tf32"].case.iterations[-1] == 127
-
-
-def test_compiled_forms_in_tf32_are_measured_with_the_rest():
-    compiled = {
-        name
-        for name, part in PARTS.items()
-        if name.startswith(("slate128", "clevr")) and any(p.compiled for p in part.providers)
-    }
-    assert {name for name in compiled if PARTS[name].suite == "core"} == {
-        "slate128-bf16",
-        "clevr-bf16",
-    }
-    assert {"slate128-tf32-compiled", "clevr-tf32-compiled"} < compiled
-    assert Provider("triton", "implicit", graphed=True) in PARTS["clevr-tf32-compiled"].providers
-
-
-def test_rejects_a_part_that_there_is_not():
-    with pytest.raises(ValueError, match=r"parts must be of .*; got \['huge'\]"):
-        choose_parts(["core", "huge"])
-
-
-@pytest.mark.parametrize("name", PARTS)
-def test_every_part_has_a_tiny_form(name):
-    part = PARTS[name].tiny()
-    assert part.case.batch * part.case.num_inputs < 100
-    assert part.case.iterations in ((1, 2), (2, 2))
-    assert (part.case.precision, part.providers) == (
-        PARTS[name].case.precision,
-        PARTS[name].providers,
-    )
-
-
-def test_a_tiny_part_is_measured_and_names_its_commit(tmp_path):
-    part = PARTS["flat-clevr-bf16"].tiny()
-    results = part.measure(CPU, commit="abc")
-    assert {row.provider for row in results.rows} == {"reference"}
-    assert {entry.provider for entry in results.skipped} == {"triton", "triton + graph"}
-    assert (results.environment["commit"], results.environment["dirty"]) == ("abc", False)
-    path = tmp_path / "part.json"
-    assert not is_measured(path, "abc", results.environment["device"])
-    results.save(path)
-    device = results.environment["device"]
-    assert is_measured(path, "abc", device)
-    assert not is_measured(path, "abc", "another device")
-    assert not is_measured(path, "def", device)
-    assert not is_measured(path, None, device)
