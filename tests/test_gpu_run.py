@@ -258,7 +258,7 @@ def test_tests_of_a_gpu_are_rows_and_a_poisoned_worker_is_replaced(tmp_path):
     program = (
         "import sys, time, torch; from pathlib import Path; from gpu import job, unit_tests;"
         "j = job.Job('unit_tests', Path('.'), '1', time.time() + 60, {}, torch.device('cpu'), False);"
-        "print(unit_tests.run(j, 'test_some.py', 1))"
+        "print(unit_tests.run(j, ['test_some.py'], 1))"
     )
     environment = os.environ | {"PYTHONPATH": str(SCRIPTS)}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Causal attention with dropout, in parts: the attention ``[B, H, N, N]`` is never whole."""
+"""Causal attention with dropout: the attention ``[B, H, N, N]`` is never whole."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from torch.nn.functional import scaled_dot_product_attention
 from fastslots.noise import Draw, Noise
 from fastslots.slate.chunks import Part, parts, whole_output
 from fastslots.slate.precision import product_dtype, without_autocast
+from fastslots_kernels import causal
 
 
 def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, dropout: float, noise: Noise | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float,
+    noise: Noise | None,
+    backend: str = "auto",
 ) -> Tensor:
     """Each position reads those up to itself.
 
     Without dropout this is PyTorch's fused attention, whose own dropout cannot follow from a sample's key.
-    With dropout, parts of the attention are computed one after the other, each up to the last key that
-    its queries may read, and again in the backward pass with the same dropout. The algebra is
-    FlashAttention's (Dao et al. 2022).
+    With dropout it is made by kernels of ours, or in parts: these are computed one after the other, each up
+    to the last key that its queries may read, and again in the backward pass with the same dropout. The
+    algebra is FlashAttention's (Dao et al. 2022).
 
     Args:
         q: Queries, ``[B, H, N, D]``.
@@ -31,18 +37,40 @@ def causal_attention(
         v: Values, ``[B, H, N, D]``.
         dropout: Probability that an entry of the attention is dropped.
         noise: Decides which; None: none is.
+        backend: ``"triton"`` for the kernels, ``"torch"`` or ``"reference"`` for parts, ``"auto"`` for the
+            kernels where CUDA tensors fit them. All drop the same entries.
 
     Returns:
         ``[B, H, N, D]``.
+
+    Raises:
+        ValueError: If `backend` is ``"triton"`` and the kernels cannot run.
     """
     if noise is None or dropout == 0:
         return scaled_dot_product_attention(q, k, v, is_causal=True)
     _, num_heads, length, _ = q.shape
     draw = noise.draw(num_heads * length, length)
     dtype = product_dtype(q)
+    output: Tensor
     with without_autocast(q):
-        output: Tensor = _CausalAttention.apply(q, k, v, draw.rows, draw.columns, dropout, dtype)
-    return output
+        if not _takes_kernels(q.to(dtype), backend):
+            output = _CausalAttention.apply(q, k, v, draw.rows, draw.columns, dropout, dtype)
+            return output
+        flat = [x.to(dtype).transpose(1, 2).flatten(2) for x in (q, k, v)]
+        hashes = draw.rows.flatten(1), draw.columns.flatten(1)
+        output = causal.causal_attention(*flat, *hashes, num_heads, dropout)[0]
+    return output.view(len(q), length, num_heads, q.shape[3]).transpose(1, 2)
+
+
+def _takes_kernels(q: Tensor, backend: str) -> bool:
+    if backend in ("torch", "reference") or (backend == "auto" and not q.is_cuda):
+        return False
+    reason = causal.why_not(q)
+    if reason is not None and backend == "triton":
+        raise ValueError(
+            f'backend="triton" cannot make the causal attention: {reason}; take "auto" or "torch"'
+        )
+    return reason is None
 
 
 class _CausalAttention(torch.autograd.Function):

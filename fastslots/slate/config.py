@@ -36,7 +36,8 @@ class SLATEConfig:
         neumann_terms: Terms of the Neumann series.
         init_gradient: ``"none"`` or ``"straight-through"``.
         slot_init: ``"gaussian"`` or ``"learned"``.
-        backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``.
+        backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``: of slot attention and of the
+            decoder's self-attention in training.
         epsilon: Added to the slots' attention before its normalisation over the inputs.
 
     Raises:

@@ -59,15 +59,21 @@ class MultiHeadAttention(nn.Module):
 
 
 class SelfAttention(MultiHeadAttention):
-    """Each position reads those up to itself."""
+    """Each position reads those up to itself; for `backend` see `causal_attention`."""
+
+    def __init__(
+        self, d_model: int, num_heads: int, dropout: float, gain: float, backend: str
+    ) -> None:
+        super().__init__(d_model, num_heads, dropout, gain)
+        self.backend = backend
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """``[B, L, d_model]`` of ``x`` ``[B, L, d_model]``."""
         q, k, v = (
             self.split_heads(project(x)) for project in (self.proj_q, self.proj_k, self.proj_v)
         )
-        output = causal_attention(q, k, v, self.dropout, noise).transpose(1, 2).flatten(2)
-        return drop_out(self.proj_o(output), self.dropout, noise)
+        output = causal_attention(q, k, v, self.dropout, noise, self.backend)
+        return drop_out(self.proj_o(output.transpose(1, 2).flatten(2)), self.dropout, noise)
 
 
 class FoldedSlots(NamedTuple):
@@ -120,13 +126,19 @@ class DecoderBlock(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, num_heads: int, dropout: float, gain: float, is_first: bool
+        self,
+        d_model: int,
+        num_heads: int,
+        dropout: float,
+        gain: float,
+        backend: str,
+        is_first: bool,
     ) -> None:
         super().__init__()
         self.is_first = is_first
         self.dropout = dropout
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
-        self.self_attn = SelfAttention(d_model, num_heads, dropout, gain)
+        self.self_attn = SelfAttention(d_model, num_heads, dropout, gain, backend)
         self.encoder_decoder_attn_layer_norm = nn.LayerNorm(d_model)
         self.encoder_decoder_attn = SlotReader(d_model, num_heads, dropout, gain)
         self.ffn_layer_norm = nn.LayerNorm(d_model)
@@ -161,16 +173,24 @@ class TransformerDecoder(nn.Module):
         d_model: Width.
         num_heads: Attention heads, dividing ``d_model``.
         dropout: Dropout probability.
+        backend: Of the self-attention, see `causal_attention`.
 
     Source:
         Layers, names and initialisation as in the public SLATE code.
     """
 
-    def __init__(self, num_blocks: int, d_model: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        d_model: int,
+        num_heads: int,
+        dropout: float,
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
         gain = (3 * num_blocks) ** -0.5  # three residual branches per block
         self.blocks = nn.ModuleList(
-            DecoderBlock(d_model, num_heads, dropout, gain, is_first=index == 0)
+            DecoderBlock(d_model, num_heads, dropout, gain, backend, is_first=index == 0)
             for index in range(num_blocks)
         )
         self.layer_norm = nn.LayerNorm(d_model)

@@ -73,7 +73,11 @@ class SLATE(nn.Module):
         self.dictionary = TokenDictionary(config.vocab_size, d_model)
         self.slot_proj = linear(config.slot_size, d_model, bias=False)
         self.tf_dec = TransformerDecoder(
-            config.num_decoder_blocks, d_model, config.num_decoder_heads, config.dropout
+            config.num_decoder_blocks,
+            d_model,
+            config.num_decoder_heads,
+            config.dropout,
+            config.backend,
         )
         self.out = linear(d_model, config.vocab_size, bias=False)
 

@@ -20,6 +20,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 
 from fastslots.slate import chunks
+from fastslots_kernels.causal import ops as causal_ops
 from fastslots_kernels.fused import forward, limits, ops
 from fastslots_kernels.fused.launch import Launch, record_launches
 
@@ -99,11 +100,11 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     yield FakeTensor, "is_cuda", True
     yield fake_tensor, "init_gpu_context", lambda _: None
     yield nn.Module, "_apply", _apply
-    yield limits, "_why_not_device", lambda _: None
+    yield limits, "why_not_device", lambda _: None
     yield forward, "_num_processors", lambda _: PROCESSORS
     yield forward, "_has_warp_groups", lambda _: True
     yield chunks, "_CPU_ENTRIES", chunks._GPU_ENTRIES
-    for operator in vars(ops).values():
+    for operator in (*vars(ops).values(), *vars(causal_ops).values()):
         if isinstance(operator, CustomOpDef):
             yield operator, "_abstract_fn", _on_gpu(operator._init_fn)
 

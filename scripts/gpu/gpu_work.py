@@ -27,10 +27,11 @@ from fastslots.comparison.settings import Settings
 from fastslots.slate import SLATE, SLATEConfig
 from fastslots.training.validation import slot_sums, validation_keys
 from fastslots_kernels.fused.launch import Launch, record_launches
-from gpu import memcheck, shapes, slate, smoke, tune
+from gpu import attention, memcheck, shapes, slate, smoke, tune, unit_tests
 from gpu.fake_gpu import CPU, distinct, fake_gpu, record
 
-TESTS = str(Path(__file__).parents[2] / "tests" / "kernels" / "test_gpu.py")
+ROOT = Path(__file__).parents[2]
+META = torch.device("meta")
 COUNTS = (1, 2, 3, 7)  # of iterations: more launch nothing else
 
 Work = tuple[str, Callable[[], object]]
@@ -47,8 +48,11 @@ class Recorded(NamedTuple):
 def all_work() -> Iterator[Recorded]:
     """Everything."""
     yield from gpu_tests()
-    for name, work in itertools.chain(checks(), timings(), training_steps(), comparison()):
+    for name, work in itertools.chain(
+        checks(), timings(), attention_calls(), training_steps(), comparison()
+    ):
         yield Recorded(name, record(work))
+    yield Recorded("tune attention", distinct([one for _, one in attention.variants(META)]))
     for shape in tune.SHAPES:
         yield Recorded(f"tune {shape}", distinct(list(tune.all_launches([shape]))))
 
@@ -57,11 +61,12 @@ def gpu_tests(arguments: tuple[str, ...] = ()) -> Iterator[Recorded]:
     """The tests themselves; each ends where it would compare numbers."""
     recorder = _Recorder()
     options = ["-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    tests = [str(ROOT / name) for name in unit_tests.TESTS]
     printed = io.StringIO()
     with fake_gpu(), redirect_stdout(printed):  # or all would be skipped for want of a GPU
-        pytest.main([TESTS, *options, *arguments], plugins=[recorder])
+        pytest.main([*tests, *options, *arguments], plugins=[recorder])
     if not recorder.found:
-        raise RuntimeError(f"no test of {TESTS} was run:\n{printed.getvalue()}")
+        raise RuntimeError(f"no test of {tests} was run:\n{printed.getvalue()}")
     yield from recorder.found
 
 
@@ -94,6 +99,17 @@ def timings() -> Iterator[Work]:
                     Call(Provider("triton", mode), problem, count).run()
 
         yield f"times {shape} {mode}", work
+
+
+def attention_calls() -> Iterator[Work]:
+    """Of SLATE's self-attention, and its tiles to choose among."""
+    for unit, length in attention.LENGTHS.items():
+
+        def work(length: int = length) -> None:
+            problem = attention.Problem.make(length, CPU)
+            attention._results(problem, attention.PROVIDERS["triton"])
+
+        yield f"attention {unit}", work
 
 
 def training_steps() -> Iterator[Work]:
@@ -154,13 +170,18 @@ class _Recorder:
 
 
 def _patches(module: Any) -> Iterator[tuple[Any, str, Any]]:
-    yield module, "CUDA", CPU
-    run = module.run
-    yield module, "run", lambda problem, name: run(problem, name) if name == "triton" else {}
-    yield module, "memory_use", lambda forward, backward, _: (backward(forward()), (0, 0))[1]
+    run: Any = getattr(module, "run", None)
+    own: dict[str, Any] = {
+        "CUDA": CPU,
+        "run": lambda problem, name: run(problem, name) if name == "triton" else {},
+        "memory_use": lambda forward, backward, _: (backward(forward()), (0, 0))[1],
+        "assert_equal_in_float64": _seen,
+        "assert_within_budget": _seen,
+    }
+    for name, value in own.items():
+        if hasattr(module, name):
+            yield module, name, value
     for owner, name in (
-        (module, "assert_equal_in_float64"),
-        (module, "assert_within_budget"),
         (torch, "equal"),
         (torch.testing, "assert_close"),
         (torch.cuda, "Stream"),

@@ -31,6 +31,20 @@ DETAILS = {
     "tune": ("tune", ("kernel", "unit", "what", "options", "us_p50", "error")),
     "tune-updates": ("tune", ("update", "unit", "us_p50", "by_kernel")),
     "counters": ("counters", ("counters", "unit", "kernel")),
+    "attention": (
+        "attention",
+        (
+            "attention",
+            "unit",
+            "length",
+            "batch",
+            "forward_us",
+            "step_us",
+            "kept_bytes",
+            "peak_bytes",
+        ),
+    ),
+    "tune-attention": ("attention", ("kernel", "unit", "what", "options", "us_p50", "error")),
     "unit-tests": ("unit_tests", ("test", "unit", "seconds")),
     "memcheck": ("memcheck", ("summary", "unit", "exit_code")),
 }

@@ -30,6 +30,7 @@ FIRST = (
     Stage("smoke", 60),
     Stage("times", 80),
     Stage("unit_tests", 120),
+    Stage("attention", 60),
     Stage("kernels", 30),
     Stage("tune", 90),
     Stage("counters", 60),

@@ -178,6 +178,19 @@ def _tune(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _attention(rows: Sequence[Row]) -> list[str]:
+    by_unit: dict[str, list[str]] = {}
+    for row in rows:
+        if "attention" in row:
+            text = row.get("error") or (
+                f"{row['forward_us']:.0f} / {row['step_us']:.0f} us, {row['peak_bytes'] / 2**20:.0f} MiB"
+            )
+            by_unit.setdefault(row["unit"], []).append(f"{row['attention']} {text}")
+        elif "difference" in row:
+            by_unit[row["unit"]].append(f"difference {row['difference']:.4f}")
+    return [f"{unit}: {'; '.join(texts)}" for unit, texts in by_unit.items()]
+
+
 def _short(options: Row) -> str:
     return " ".join(str(value).replace(" ", "") for value in options.values())
 
@@ -194,13 +207,14 @@ Table = Callable[[Sequence[Row]], list[str]]
 # What matters most comes last, where a long output is cut last.
 TABLES: tuple[tuple[tuple[str, ...], str, Table], ...] = (
     (("counters",), "counters of launches with cold caches", _counters),
-    (("tune",), "fastest variants of each kernel, us", _tune),
+    (("tune", "attention"), "fastest variants of each kernel, us", _tune),
     (
         ("kernels", "kernels_again"),
         "kernels of a training step, us in a step, launches x median",
         _kernels,
     ),
     (("slate",), "SLATE's training step", _slate),
+    (("attention",), "self-attention: forward / with backward, at its peak", _attention),
     (
         ("memcheck",),
         "sanitizer",
@@ -212,5 +226,5 @@ TABLES: tuple[tuple[tuple[str, ...], str, Table], ...] = (
     (("times_again",), "us, medians of forward and backward (g: graph, c: compiled)", _times),
     (("unit_tests", "unit_tests_again"), "GPU tests", _tests),
     (("smoke", "smoke_again"), "worst error over what rounding explains (at most 1)", _smoke),
-    (("tune", "compile", "train"), "other stages", _outcomes),
+    (("tune", "attention", "compile", "train"), "other stages", _outcomes),
 )

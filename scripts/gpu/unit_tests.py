@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from gpu.job import Job, Skip
 
-TESTS = "tests/kernels/test_gpu.py"
+TESTS = tuple(
+    f"tests/kernels/{name}.py" for name in ("test_gpu", "test_causal_attention", "test_tables")
+)
 PROCESSES = 8
 SECONDS_PER_TEST = 90
 
@@ -39,7 +42,7 @@ def main(job: Job) -> None:
     )
 
 
-def run(job: Job, tests: str, processes: int) -> bool:
+def run(job: Job, tests: Sequence[str], processes: int) -> bool:
     """Whether one passed and none failed.
 
     Args:
@@ -51,7 +54,7 @@ def run(job: Job, tests: str, processes: int) -> bool:
         Skip: If all were skipped.
     """
     reporter = Reporter(job)
-    command = ["-m", "gpu", "-q", "-rA", "-p", "no:cacheprovider", tests]
+    command = ["-m", "gpu", "-q", "-rA", "-p", "no:cacheprovider", *tests]
     # Warnings of other versions of libraries are shown, and fail nothing.
     command += ["-W", "default", "--timeout", str(SECONDS_PER_TEST), "--timeout-method", "thread"]
     command += ["-p", "gpu.poisoned"]

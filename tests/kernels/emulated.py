@@ -88,7 +88,7 @@ def gpu_arithmetic() -> Iterator[None]:
         for name, function in replaced.items():
             stack.enter_context(mock.patch.object(builder, name, function))
         for owner, name, value in (
-            (limits, "_why_not_device", None),
+            (limits, "why_not_device", None),
             (forward, "_num_processors", MULTIPROCESSORS),
         ):
             stack.enter_context(mock.patch.object(owner, name, return_value=value))

@@ -38,9 +38,7 @@ def why_not(
     inputs: Tensor, slots: Tensor, weights: SlotAttentionWeights, num_heads: int
 ) -> str | None:
     """Why the kernels cannot run on these tensors, with the rule and the value, or None."""
-    if not _INSTALLED:
-        return why_not_here()
-    return _why_not_device(inputs) or _why_not_sizes(
+    return why_not_device(inputs) or _why_not_sizes(
         num_heads * slots.shape[1],
         weights.input_size,
         weights.slot_size,
@@ -56,7 +54,10 @@ def tile_dtype(inputs: Tensor) -> torch.dtype:
     return dtype
 
 
-def _why_not_device(inputs: Tensor) -> str | None:
+def why_not_device(inputs: Tensor) -> str | None:
+    """Why the kernels cannot run where these tensors are, or None."""
+    if not _INSTALLED:
+        return why_not_here()
     device = inputs.device
     if device.type == "cuda":
         return _why_not_gpu(device.index)

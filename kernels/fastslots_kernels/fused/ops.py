@@ -33,7 +33,7 @@ def fold(weights: Sequence[Tensor], num_heads: int, tile_dtype: torch.dtype) -> 
     """The matrices of `FoldedWeights`, of weights in the order of their fields."""
     from fastslots_kernels.fused.products import fold_matrices
 
-    with _on_device_of(weights[0]):
+    with on_device_of(weights[0]):
         w = SlotAttentionWeights.from_tensors(weights)
         return fold_matrices(w, num_heads, tile_dtype, float32_precision())
 
@@ -60,7 +60,7 @@ def iterate(
     """At least one iteration without a graph: `forward.run_iterations`; no ``x̃`` is an empty one."""
     from fastslots_kernels.fused.forward import run_iterations
 
-    with _on_device_of(inputs):
+    with on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
         state, used, normed = run_iterations(call, slots, num_iterations, tolerance)
     return state, used, inputs.new_empty(0) if normed is None else normed
@@ -99,7 +99,7 @@ def step(
     """
     from fastslots_kernels.fused.forward import run_step
 
-    with _on_device_of(inputs):
+    with on_device_of(inputs):
         call = _call(inputs, slots, mask, folded, num_heads, epsilon, norm_eps)
         new, attn, *kept = run_step(call, slots, normed, attn_dtype)
     attn = slots.new_empty(0) if attn is None else attn
@@ -154,7 +154,7 @@ def step_backward(
     from fastslots_kernels.fused.backward import run_backward
     from fastslots_kernels.fused.products import fold_matrices
 
-    with _on_device_of(inputs):
+    with on_device_of(inputs):
         w = SlotAttentionWeights.from_tensors(weights, _three(norm_eps))
         if not folded:
             folded = fold_matrices(w, num_heads, tile_dtype, float32_precision())
@@ -238,7 +238,7 @@ step.register_autograd(_backward, setup_context=_setup_context)
 
 
 @contextmanager
-def _on_device_of(inputs: Tensor) -> Iterator[None]:
+def on_device_of(inputs: Tensor) -> Iterator[None]:
     """Triton launches on the present device. A backward may run under autocast."""
     with torch.cuda.device_of(inputs), torch.autocast(inputs.device.type, enabled=False):
         yield

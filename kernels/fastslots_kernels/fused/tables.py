@@ -17,6 +17,15 @@ FRACTION_BITS = 23  # with the half that is added: what float32 holds exactly be
 
 
 @triton.jit
+def mixed(x):
+    """The last rounds of `fastslots.noise`, over the exclusive or of an entry's hashes; int32."""
+    x = x.to(tl.uint32, bitcast=True)
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return (x ^ (x >> 16)).to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def _table_kernel(
     rows_ptr,  # [B, H, R] int32, any strides
     columns_ptr,  # [B, H, C] int32, any strides
@@ -49,14 +58,11 @@ def _table_kernel(
     of_column = of_table[:, None] + column[None, :] * columns_stride_c
     row_hash = tl.load(rows_ptr + of_row, mask=valid_row, other=0)
     column_hash = tl.load(columns_ptr + of_column, mask=valid, other=0)
-    x = (row_hash[:, None] ^ column_hash).to(tl.uint32, bitcast=True)
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    x = x ^ (x >> 16)
+    value = mixed(row_hash[:, None] ^ column_hash)
     if DROPS:
-        value = x.to(tl.int32, bitcast=True) < limit
+        value = value < limit
     else:
-        value = ((x & ((1 << FRACTION) - 1)).to(tl.float32) + 0.5) * (1.0 / (1 << FRACTION))
+        value = ((value & ((1 << FRACTION) - 1)).to(tl.float32) + 0.5) * (1.0 / (1 << FRACTION))
     at = row[:, None] * num_columns + column[None, :]
     tl.store(table_ptr + at, value.to(table_ptr.dtype.element_ty), mask=valid)
 

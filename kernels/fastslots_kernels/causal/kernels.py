@@ -1,0 +1,253 @@
+"""The kernels of causal attention with dropout; q, k, v, o and their gradients are ``[B, N, H D]``.
+
+With ``s = q kᵀ``, the attention ``p = exp((s - lse) / √D)`` of keys up to the query, ``keep`` the scaled
+dropout, 0 or ``1 / (1 - dropout)``, and do the gradient of the output:
+
+    o = (p ∘ keep) v                  lse = √D log Σ exp(s / √D), of every query
+    mean = Σ do ∘ o                   ds = p ∘ (keep ∘ (do vᵀ) - mean)
+    dq = ds k / √D                    dk = dsᵀ q / √D         dv = (p ∘ keep)ᵀ do
+
+Tables of N² entries are made tile by tile where they are used, and every sum has one order
+(FlashAttention-2, Dao 2023). Tiles on the diagonal come apart from the others, which need no mask.
+"""
+
+import triton
+import triton.language as tl
+
+from fastslots_kernels.fused.tables import mixed
+from fastslots_kernels.fused.tiles import add_dot, divide, exponential
+
+
+@triton.jit
+def of_head(x_ptr, table, length, HEADS: tl.constexpr, SIZE: tl.constexpr):
+    """Where a head of an image begins in ``[B, N, H D]``; heads are numbered ``b H + h``."""
+    return x_ptr + table // HEADS * length * (HEADS * SIZE) + table % HEADS * SIZE
+
+
+@triton.jit
+def load_rows(x_ptr, at, length, ROW: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr):
+    """Rows of a head, ``[rows, PADDED]``; 0 beyond its N rows and its D columns."""
+    column = tl.arange(0, PADDED)
+    valid = (at[:, None] < length) & (column[None, :] < SIZE)
+    return tl.load(x_ptr + at[:, None] * ROW + column[None, :], mask=valid, other=0.0)
+
+
+@triton.jit
+def store_rows(x_ptr, x, at, length, ROW: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr):
+    """Writes what `load_rows` reads."""
+    column = tl.arange(0, PADDED)
+    valid = (at[:, None] < length) & (column[None, :] < SIZE)
+    x = x.to(x_ptr.dtype.element_ty)
+    tl.store(x_ptr + at[:, None] * ROW + column[None, :], x, mask=valid)
+
+
+@triton.jit
+def product(a, b, ACC: tl.constexpr, PRECISION: tl.constexpr):
+    """``a bᵀ`` of rows of one head."""
+    return add_dot(tl.zeros([a.shape[0], b.shape[0]], ACC), a, tl.trans(b), PRECISION)
+
+
+@triton.jit
+def power(s, largest, SCALE: tl.constexpr, TILE: tl.constexpr):
+    """``exp((s - largest) SCALE)`` for a tile dtype; for 16 bits a multiply-add and a power of 2."""
+    if TILE.primitive_bitwidth > 16:
+        return exponential((s - largest) * SCALE, TILE)
+    else:
+        to_bits: tl.constexpr = SCALE * 1.4426950408889634
+        return tl.exp2(s * to_bits - largest * to_bits)
+
+
+@triton.jit
+def attention_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    rows_ptr,  # [B, H N] int32: hashes
+    columns_ptr,  # [B, N] int32: hashes
+    o_ptr,
+    lse_ptr,  # [B, H N]
+    limit,
+    length,
+    num_blocks,
+    KEEP: tl.constexpr,
+    SCALE: tl.constexpr,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    QUERIES: tl.constexpr,  # a multiple of KEYS
+    KEYS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``o`` and ``lse``. One program: some queries of a head of an image, the last ones first."""
+    ROW: tl.constexpr = HEADS * SIZE
+    ACC: tl.constexpr = lse_ptr.dtype.element_ty
+    table = (tl.program_id(0) // num_blocks).to(tl.int64)
+    start = (num_blocks - 1 - tl.program_id(0) % num_blocks) * QUERIES
+    k_ptr = of_head(k_ptr, table, length, HEADS, SIZE)
+    v_ptr = of_head(v_ptr, table, length, HEADS, SIZE)
+    columns_ptr += table // HEADS * length
+    query = start + tl.arange(0, QUERIES)
+    q = load_rows(of_head(q_ptr, table, length, HEADS, SIZE), query, length, ROW, SIZE, PADDED)
+    row_hash = tl.load(rows_ptr + table * length + query, mask=query < length, other=0)
+    total = tl.zeros([QUERIES, PADDED], ACC)
+    weights = tl.zeros([QUERIES], ACC)
+    largest = tl.full([QUERIES], float("-inf"), ACC)
+    for ON_DIAGONAL in tl.static_range(2):
+        for first in tl.range(
+            ON_DIAGONAL * start, start + ON_DIAGONAL * QUERIES, KEYS, num_stages=STAGES
+        ):
+            key = first + tl.arange(0, KEYS)
+            k = load_rows(k_ptr, key, length, ROW, SIZE, PADDED)
+            v = load_rows(v_ptr, key, length, ROW, SIZE, PADDED)
+            column_hash = tl.load(columns_ptr + key, mask=key < length, other=0)
+            logits = product(q, k, ACC, PRECISION)
+            if ON_DIAGONAL:
+                logits = tl.where(query[:, None] >= key[None, :], logits, float("-inf"))
+            new = tl.maximum(largest, tl.max(logits, 1))
+            shrink = power(largest, new, SCALE, q.dtype)
+            attn = power(logits, new[:, None], SCALE, q.dtype)
+            weights = weights * shrink + tl.sum(attn, 1)
+            dropped = mixed(row_hash[:, None] ^ column_hash[None, :]) < limit
+            attn = tl.where(dropped, 0.0, attn).to(q.dtype)
+            total = add_dot(total * shrink[:, None], attn, v, PRECISION)
+            largest = new
+    o = total * divide(KEEP, weights)[:, None]
+    store_rows(of_head(o_ptr, table, length, HEADS, SIZE), o, query, length, ROW, SIZE, PADDED)
+    lse = largest + tl.log(weights) * (1 / SCALE)
+    tl.store(lse_ptr + table * length + query, lse, mask=query < length)
+
+
+@triton.jit
+def queries_backward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    rows_ptr,
+    columns_ptr,
+    o_ptr,
+    lse_ptr,
+    grad_ptr,  # do
+    d_q_ptr,
+    mean_ptr,  # [B, H N]
+    limit,
+    length,
+    num_blocks,
+    KEEP: tl.constexpr,
+    SCALE: tl.constexpr,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    QUERIES: tl.constexpr,  # a multiple of KEYS
+    KEYS: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``dq`` and ``mean``. Programs as those of `attention_kernel`."""
+    ROW: tl.constexpr = HEADS * SIZE
+    ACC: tl.constexpr = lse_ptr.dtype.element_ty
+    table = (tl.program_id(0) // num_blocks).to(tl.int64)
+    start = (num_blocks - 1 - tl.program_id(0) % num_blocks) * QUERIES
+    k_ptr = of_head(k_ptr, table, length, HEADS, SIZE)
+    v_ptr = of_head(v_ptr, table, length, HEADS, SIZE)
+    columns_ptr += table // HEADS * length
+    query = start + tl.arange(0, QUERIES)
+    valid, at = query < length, table * length + query
+    q = load_rows(of_head(q_ptr, table, length, HEADS, SIZE), query, length, ROW, SIZE, PADDED)
+    o = load_rows(of_head(o_ptr, table, length, HEADS, SIZE), query, length, ROW, SIZE, PADDED)
+    grad_ptr = of_head(grad_ptr, table, length, HEADS, SIZE)
+    grad = load_rows(grad_ptr, query, length, ROW, SIZE, PADDED)
+    mean = tl.sum(grad.to(ACC) * o.to(ACC), 1)
+    tl.store(mean_ptr + at, mean, mask=valid)
+    row_hash = tl.load(rows_ptr + at, mask=valid, other=0)
+    lse = tl.load(lse_ptr + at, mask=valid, other=0.0)
+    total = tl.zeros([QUERIES, PADDED], ACC)
+    for ON_DIAGONAL in tl.static_range(2):
+        for first in tl.range(
+            ON_DIAGONAL * start, start + ON_DIAGONAL * QUERIES, KEYS, num_stages=STAGES
+        ):
+            key = first + tl.arange(0, KEYS)
+            k = load_rows(k_ptr, key, length, ROW, SIZE, PADDED)
+            v = load_rows(v_ptr, key, length, ROW, SIZE, PADDED)
+            column_hash = tl.load(columns_ptr + key, mask=key < length, other=0)
+            logits = product(q, k, ACC, PRECISION)
+            if ON_DIAGONAL:
+                logits = tl.where(query[:, None] >= key[None, :], logits, float("-inf"))
+            attn = power(logits, lse[:, None], SCALE, q.dtype)
+            dropped = mixed(row_hash[:, None] ^ column_hash[None, :]) < limit
+            d_attn = product(grad, v, ACC, PRECISION) * KEEP - mean[:, None]
+            d_logits = attn * tl.where(dropped, -mean[:, None], d_attn)
+            total = add_dot(total, d_logits.to(q.dtype), k, PRECISION)
+    d_q_ptr = of_head(d_q_ptr, table, length, HEADS, SIZE)
+    store_rows(d_q_ptr, total * SCALE, query, length, ROW, SIZE, PADDED)
+
+
+@triton.jit
+def keys_backward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    rows_ptr,
+    columns_ptr,
+    lse_ptr,
+    grad_ptr,  # do
+    mean_ptr,
+    d_k_ptr,
+    d_v_ptr,
+    limit,
+    length,
+    num_blocks,
+    KEEP: tl.constexpr,
+    SCALE: tl.constexpr,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,  # a multiple of QUERIES
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``dk`` and ``dv``. One program: some keys of a head of an image, the most read ones first."""
+    ROW: tl.constexpr = HEADS * SIZE
+    ACC: tl.constexpr = lse_ptr.dtype.element_ty
+    table = (tl.program_id(0) // num_blocks).to(tl.int64)
+    start = tl.program_id(0) % num_blocks * KEYS
+    q_ptr = of_head(q_ptr, table, length, HEADS, SIZE)
+    grad_ptr = of_head(grad_ptr, table, length, HEADS, SIZE)
+    rows_ptr += table * length
+    lse_ptr += table * length
+    mean_ptr += table * length
+    columns_ptr += table // HEADS * length
+    key = start + tl.arange(0, KEYS)
+    k = load_rows(of_head(k_ptr, table, length, HEADS, SIZE), key, length, ROW, SIZE, PADDED)
+    v = load_rows(of_head(v_ptr, table, length, HEADS, SIZE), key, length, ROW, SIZE, PADDED)
+    column_hash = tl.load(columns_ptr + key, mask=key < length, other=0)
+    d_k = tl.zeros([KEYS, PADDED], ACC)
+    d_v = tl.zeros([KEYS, PADDED], ACC)
+    for OFF_DIAGONAL in tl.static_range(2):
+        for first in tl.range(
+            start + OFF_DIAGONAL * KEYS,
+            OFF_DIAGONAL * length + (1 - OFF_DIAGONAL) * (start + KEYS),
+            QUERIES,
+            num_stages=STAGES,
+        ):
+            query = first + tl.arange(0, QUERIES)
+            valid = query < length
+            q = load_rows(q_ptr, query, length, ROW, SIZE, PADDED)
+            grad = load_rows(grad_ptr, query, length, ROW, SIZE, PADDED)  # 0: such rows add nothing
+            row_hash = tl.load(rows_ptr + query, mask=valid, other=0)
+            lse = tl.load(lse_ptr + query, mask=valid, other=0.0)
+            mean = tl.load(mean_ptr + query, mask=valid, other=0.0)
+            logits = product(k, q, ACC, PRECISION)
+            if not OFF_DIAGONAL:
+                logits = tl.where(query[None, :] >= key[:, None], logits, float("-inf"))
+            attn = power(logits, lse[None, :], SCALE, k.dtype)
+            dropped = mixed(row_hash[None, :] ^ column_hash[:, None]) < limit
+            d_v = add_dot(d_v, tl.where(dropped, 0.0, attn).to(k.dtype), grad, PRECISION)
+            d_attn = product(v, grad, ACC, PRECISION) * KEEP - mean[None, :]
+            d_logits = attn * tl.where(dropped, -mean[None, :], d_attn)
+            d_k = add_dot(d_k, d_logits.to(k.dtype), q, PRECISION)
+    d_k_ptr = of_head(d_k_ptr, table, length, HEADS, SIZE)
+    store_rows(d_k_ptr, d_k * SCALE, key, length, ROW, SIZE, PADDED)
+    d_v_ptr = of_head(d_v_ptr, table, length, HEADS, SIZE)
+    store_rows(d_v_ptr, d_v * KEEP, key, length, ROW, SIZE, PADDED)

@@ -1,0 +1,118 @@
+"""How the kernels of causal attention are launched: tiles by dtype and width."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fastslots_kernels.causal.kernels import (
+    attention_kernel,
+    keys_backward_kernel,
+    queries_backward_kernel,
+)
+from fastslots_kernels.fused.folded import float32_precision
+from fastslots_kernels.fused.launch import launch
+from fastslots_kernels.fused.sizes import padded
+
+
+class Tile(NamedTuple):
+    """How a kernel is run."""
+
+    queries: int  # of a tile, a power of two
+    keys: int
+    warps: int
+    stages: int  # tiles on their way at a time
+    resident: int = 1  # programs that a multiprocessor holds at a time
+
+
+class Tiles(NamedTuple):
+    """Of the three kernels. One dimension of a tile is a multiple of the other: see the kernels."""
+
+    forward: Tile
+    queries: Tile
+    keys: Tile
+
+
+class Call(NamedTuple):
+    """Arguments of one call, as those of `fastslots::causal_attention`; tensors are contiguous."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rows: Tensor
+    columns: Tensor
+    num_heads: int
+    dropout: float
+
+    @property
+    def size(self) -> int:
+        """D, the width of a head."""
+        return self.q.shape[2] // self.num_heads
+
+    @property
+    def tiles(self) -> Tiles:
+        """As large as registers hold, and for 16 bits as fast as was measured."""
+        return choose_tiles(self.q.dtype, self.size, float32_precision())
+
+
+def choose_tiles(dtype: torch.dtype, size: int, precision: str) -> Tiles:
+    """The tiles for heads of a width; `precision` is that of float32."""
+    if dtype == torch.float64:
+        return Tiles(*[Tile(16, 16, 4, 1)] * 3)
+    if dtype == torch.float32 and precision == "ieee":
+        return Tiles(*[Tile(32, 32, 8, 1) if size <= 32 else Tile(16, 16, 4, 1)] * 3)
+    if dtype == torch.float32 or size > 32:
+        return Tiles(Tile(64, 32, 4, 1), Tile(64, 32, 4, 1), Tile(32, 64, 4, 1))
+    return Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1, resident=3))
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """Output ``[B, N, H D]`` and log-sum-exps ``[B, H N]``."""
+    dtype = torch.promote_types(call.q.dtype, torch.float32)
+    output = torch.empty_like(call.q)
+    lse = torch.empty(call.rows.shape, dtype=dtype, device=call.q.device)
+    tile = call.tiles.forward
+    _launch(call, attention_kernel, tile, tile.queries, (output, lse))
+    return output, lse
+
+
+def backward(
+    call: Call, output: Tensor, lse: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, ``[B, N, H D]``, from that of the output."""
+    d_q, d_k, d_v = (torch.empty_like(x) for x in (call.q, call.k, call.v))
+    mean = torch.empty_like(lse)
+    _, tile, by_keys = call.tiles
+    _launch(call, queries_backward_kernel, tile, tile.queries, (output, lse, grad, d_q, mean))
+    _launch(call, keys_backward_kernel, by_keys, by_keys.keys, (lse, grad, mean, d_k, d_v))
+    return d_q, d_k, d_v
+
+
+def _launch(call: Call, kernel: Any, tile: Tile, rows: int, tensors: tuple[Tensor, ...]) -> None:
+    batch, length, _ = call.q.shape
+    if not call.q.numel():
+        return
+    blocks = triton.cdiv(length, rows)
+    launch(
+        kernel,
+        (batch * call.num_heads * blocks,),
+        *call[:5],
+        *tensors,
+        round(call.dropout * 2**32) - 2**31,  # hashes below it drop their entry
+        length,
+        blocks,
+        KEEP=1 / (1 - call.dropout),
+        SCALE=call.size**-0.5,
+        HEADS=call.num_heads,
+        SIZE=call.size,
+        PADDED=padded(call.size),
+        QUERIES=tile.queries,
+        KEYS=tile.keys,
+        STAGES=tile.stages,
+        PRECISION=float32_precision(),
+        num_warps=tile.warps,
+        resident=tile.resident,
+    )
