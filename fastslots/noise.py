@@ -105,8 +105,11 @@ class Noise:
 
     def dropout(self, x: Tensor, p: float) -> Tensor:
         """Zeroes entries of ``[B, rows, columns]`` with probability `p` and scales up the others."""
-        dropped = self.draw(x.shape[1], x.shape[2]).drop(p)
-        return (x * (1 / (1 - p))).masked_fill(dropped, 0)
+        draw = self.draw(x.shape[1], x.shape[2])
+        if _fuses(draw.rows):
+            dropped: Tensor = _tables().dropout(x, draw.rows, draw.columns, p)
+            return dropped
+        return (x * (1 / (1 - p))).masked_fill(draw.drop(p), 0)
 
 
 @dataclass(frozen=True)

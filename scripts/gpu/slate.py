@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from fastslots.benchmark import choose_step_providers, run_step_benchmark, step_cases
+from fastslots.benchmark import StepProvider, choose_step_providers, run_step_benchmark, step_cases
 from fastslots.slate.config import SLATEConfig
 from gpu.job import Job
 
@@ -22,10 +22,17 @@ TINY = SLATEConfig(
 )
 
 
+COMPILED = (
+    StepProvider("public", "unrolled"),
+    StepProvider("public", "unrolled", compiled=True),
+    StepProvider("fastslots", "implicit", compiled=True),
+)
+
+
 def main(job: Job) -> None:
-    """Measures eager steps at every size."""
+    """Measures steps at every size, eager or, in a stage of their own, compiled."""
     sizes = (TINY.image_size,) if job.dry_run else IMAGE_SIZES
-    job.each(map(str, sizes), lambda unit: _measure(job, unit))
+    job.each(map(str, sizes), lambda unit: _measure(job, unit), most_s=200.0)
 
 
 def _measure(job: Job, unit: str) -> None:
@@ -33,9 +40,10 @@ def _measure(job: Job, unit: str) -> None:
         cases = step_cases(2, (int(unit),), (TINY.vocab_size,), "bf16", TINY)
     else:
         cases = step_cases(BATCH_SIZE, (int(unit),), (VOCAB_SIZE,), "bf16")
+    compiled = job.stage == "slate_compiled" and not job.dry_run
     results = run_step_benchmark(
         cases,
-        choose_step_providers(compiled=False),
+        COMPILED if compiled else choose_step_providers(compiled=False),
         job.device,
         repeats=3 if job.dry_run else 20,
         time_limit_s=10.0,

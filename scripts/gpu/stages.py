@@ -44,6 +44,7 @@ SECOND = (
     Stage("baselines", 110),
     Stage("flat", 45),
     Stage("slate", 60),
+    Stage("slate_compiled", 240, "slate"),
     Stage("memcheck", 45),
     Stage("train", 600),
 )

@@ -213,7 +213,7 @@ TABLES: tuple[tuple[tuple[str, ...], str, Table], ...] = (
         "kernels of a training step, us in a step, launches x median",
         _kernels,
     ),
-    (("slate",), "SLATE's training step", _slate),
+    (("slate", "slate_compiled"), "SLATE's training step", _slate),
     (("attention",), "self-attention: forward / with backward, at its peak", _attention),
     (
         ("memcheck",),

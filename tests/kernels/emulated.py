@@ -98,7 +98,7 @@ def gpu_arithmetic() -> Iterator[None]:
 
 
 class TF32Products(TorchDispatchMode):
-    """Products of float32 tensors on a CPU as cuBLAS makes them where TF32 is allowed: operands rounded."""
+    """Products of float32 tensors as cuBLAS makes them where it takes TF32: operands rounded."""
 
     def __torch_dispatch__(
         self,
@@ -128,8 +128,7 @@ def _wide_plan(sizes: Sizes, tile: torch.dtype) -> UpdatePlan:
 def _rounded(x: Tensor) -> Tensor:
     if x.dtype != torch.float32:
         return x
-    bits = np.ascontiguousarray(x.detach().numpy()).view(np.uint32) + np.uint32(0x1000)
-    return torch.from_numpy((bits & _TF32_BITS).view(np.float32))
+    return ((x.detach().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
 def _truncated(x: Any) -> Any:

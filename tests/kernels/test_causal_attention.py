@@ -242,8 +242,9 @@ def test_the_gpus_error_is_within_twice_the_eager_error(shape: Shape, dtype: tor
 def test_the_gpus_error_with_tf32_is_within_twice_the_eager_error(shape: Shape) -> None:
     problem = Problem(shape, torch.float32, CUDA)
     actual = run(problem, "triton")
-    exact = run(problem.double(), "eager")
-    assert_within_budget(actual, run(problem, "eager"), exact, torch.float16)
+    with TF32Products():  # which cuBLAS takes for some shapes alone
+        eager = run(problem, "eager")
+    assert_within_budget(actual, eager, run(problem.double(), "eager"), torch.float16)
 
 
 @on_a_gpu

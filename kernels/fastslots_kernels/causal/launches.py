@@ -66,7 +66,11 @@ def choose_tiles(dtype: torch.dtype, size: int, precision: str) -> Tiles:
         return Tiles(*[Tile(32, 32, 8, 1) if size <= 32 else Tile(16, 16, 4, 1)] * 3)
     if dtype == torch.float32 or size > 32:
         return Tiles(Tile(64, 32, 4, 1), Tile(64, 32, 4, 1), Tile(32, 64, 4, 1))
-    return Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1, resident=3))
+    return Tiles(
+        Tile(64, 64, 4, 1, resident=4),
+        Tile(64, 64, 4, 3, resident=4),
+        Tile(64, 64, 4, 1, resident=3),
+    )
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
