@@ -105,11 +105,8 @@ class Noise:
 
     def dropout(self, x: Tensor, p: float) -> Tensor:
         """Zeroes entries of ``[B, rows, columns]`` with probability `p` and scales up the others."""
-        draw = self.draw(x.shape[1], x.shape[2])
-        if _fuses(draw.rows):
-            dropped: Tensor = _tables().dropout(x, draw.rows, draw.columns, p)
-            return dropped
-        return (x * (1 / (1 - p))).masked_fill(draw.drop(p), 0)
+        dropped = self.draw(x.shape[1], x.shape[2]).drop(p)
+        return (x * (1 / (1 - p))).masked_fill(dropped, 0)
 
 
 @dataclass(frozen=True)

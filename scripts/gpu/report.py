@@ -119,17 +119,15 @@ def _write_card(folder: Path, rows: Sequence[Row]) -> list[Path]:
         results = Results(_environment(timed), list(found.values()), _skipped(timed))
         results.save(folder / "slot-attention.json")
         written.append(folder / "slot-attention.json")
-    steps = _last(rows, "slate", "slate_compiled")
-    if any("result" in row for row in steps):
-        found_steps: dict[tuple[Any, ...], StepRow] = {}
-        for step in (StepRow(**row["result"]) for row in steps if "result" in row):
-            key = (step.case, step.implementation, step.gradient, step.compiled)
-            found_steps.setdefault(key, step)
-        measured = list(found_steps.values())
-        StepResults(_environment(steps), measured, _skipped(steps)).save(
-            folder / "slate-steps.json"
-        )
-        written.append(folder / "slate-steps.json")
+    for stage, path in (
+        ("slate", folder / "slate-steps.json"),
+        ("slate_compiled", folder / "slate-steps-compiled.json"),
+    ):
+        steps = _last(rows, stage)
+        measured = [StepRow(**row["result"]) for row in steps if "result" in row]
+        if measured:
+            StepResults(_environment(steps), measured, _skipped(steps)).save(path)
+            written.append(path)
     for name, (stage, fields) in DETAILS.items():
         kept = [row for row in _last(rows, stage) if fields[0] in row]
         if kept:

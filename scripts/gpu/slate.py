@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from fastslots.benchmark import StepProvider, choose_step_providers, run_step_benchmark, step_cases
 from fastslots.slate.config import SLATEConfig
-from gpu.job import Job
+from gpu.job import Job, Skip
 
 BATCH_SIZE, VOCAB_SIZE = 50, 4096
 IMAGE_SIZES = (64, 128)
@@ -40,7 +40,9 @@ def _measure(job: Job, unit: str) -> None:
         cases = step_cases(2, (int(unit),), (TINY.vocab_size,), "bf16", TINY)
     else:
         cases = step_cases(BATCH_SIZE, (int(unit),), (VOCAB_SIZE,), "bf16")
-    compiled = job.stage == "slate_compiled" and not job.dry_run
+    compiled = job.stage == "slate_compiled"
+    if compiled and job.dry_run:
+        raise Skip("nothing is compiled in a dry run")
     results = run_step_benchmark(
         cases,
         COMPILED if compiled else choose_step_providers(compiled=False),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastslots.noise import Draw, Noise, sample_keys
-from fastslots_kernels.fused.tables import drop_table, dropout, uniform_table
+from fastslots_kernels.fused.tables import drop_table, uniform_table
 
 SHAPES = [
     pytest.param(3, 5, 700, id="ragged"),
@@ -45,31 +45,6 @@ def test_the_kernel_reads_parts_of_heads_as_attention_takes_them():
     assert torch.equal(drop_table(part.rows, part.columns, limit(0.3)), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("samples", "rows", "columns"), SHAPES)
-def test_the_kernel_drops_what_passes_drop_and_so_does_its_gradient(samples, rows, columns, dtype):
-    x = torch.randn(samples, columns, rows).to(dtype).mT.requires_grad_()  # not contiguous
-    made = draw(samples, rows, columns)
-    expected = Noise(sample_keys(range(samples), 0, "step")).dropout(x, 0.3)
-    actual = dropout(x, made.rows, made.columns, 0.3)
-    assert torch.equal(actual, expected)
-    grad = torch.randn(actual.shape).to(dtype)
-    (ours,), (plain,) = (torch.autograd.grad(y, x, grad) for y in (actual, expected))
-    assert torch.equal(ours, plain)
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by forward mode itself
-def test_derivatives_of_dropout_of_any_order_and_mode_are_dropout():
-    made = draw(2, 3, 5)
-    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
-
-    def function(x):
-        return dropout(x, made.rows, made.columns, 0.3)
-
-    assert torch.autograd.gradcheck(function, x, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(lambda x: function(x) * x, x)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_makes_the_tables_of_the_cpu():
@@ -81,12 +56,3 @@ def test_the_gpu_makes_the_tables_of_the_cpu():
     gumbel = there.gumbel(torch.float32)
     assert gumbel.isfinite().all()
     torch.testing.assert_close(gumbel.cpu(), here.gumbel(torch.float32), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_the_gpu_drops_what_the_cpu_drops(dtype):
-    x = torch.randn(3, 65, 700).to(dtype)
-    here, there = (Noise(sample_keys(range(3), 0).to(device)) for device in ("cpu", "cuda"))
-    assert torch.equal(there.dropout(x.cuda(), 0.1).cpu(), here.dropout(x, 0.1))

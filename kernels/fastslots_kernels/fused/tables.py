@@ -1,11 +1,9 @@
-"""Tables of random numbers, and dropout by them, in one pass: hashes are mixed where an entry is written.
+"""Tables of random numbers in one pass: rows and columns of hashes are mixed where an entry is written.
 
 PyTorch alone takes a dozen passes over a table, and as many launches.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -101,7 +99,9 @@ def _fill(rows: Tensor, columns: Tensor, table: Tensor, limit: int, *, drops: bo
     if table.ndim == 3:
         rows, columns, table = (x.unsqueeze(1) for x in (rows, columns, table))
     batch, heads, num_rows, num_columns = table.shape
-    blocks, tile = _blocks(batch * heads * num_rows, num_columns)
+    block_columns = min(MOST_COLUMNS, triton.next_power_of_2(num_columns))
+    block_rows = ENTRIES // block_columns
+    blocks = -(-batch * heads * num_rows // block_rows), -(-num_columns // block_columns)
     with torch.cuda.device_of(rows):
         launch(
             _table_kernel,
@@ -119,102 +119,7 @@ def _fill(rows: Tensor, columns: Tensor, table: Tensor, limit: int, *, drops: bo
             columns.stride(3),
             DROPS=drops,
             FRACTION=FRACTION_BITS,
-            **tile,
+            BLOCK_ROWS=block_rows,
+            BLOCK_COLUMNS=block_columns,
             num_warps=4,
         )
-
-
-@triton.jit
-def _dropout_kernel(
-    x_ptr,  # [B R, C]
-    rows_ptr,  # [B R] int32
-    columns_ptr,  # [B, C] int32
-    y_ptr,  # [B R, C]
-    limit,
-    total_rows,  # B R
-    num_rows,
-    num_columns,
-    KEEP: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
-    """``y = x KEEP``, or 0 where the mixed hash is below the limit. Programs as those of a table."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    valid_row, valid_column = row < total_rows, column < num_columns
-    valid = valid_row[:, None] & valid_column[None, :]
-    at = row[:, None] * num_columns + column[None, :]
-    of_column = (row // num_rows)[:, None] * num_columns + column[None, :]
-    x = tl.load(x_ptr + at, mask=valid, other=0.0)
-    row_hash = tl.load(rows_ptr + row, mask=valid_row, other=0)
-    column_hash = tl.load(columns_ptr + of_column, mask=valid, other=0)
-    if x.dtype != tl.float64:
-        x = x.to(tl.float32)
-    y = tl.where(mixed(row_hash[:, None] ^ column_hash) < limit, 0.0, x * KEEP)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=valid)
-
-
-class _Dropout(torch.autograd.Function):
-    """Linear in `x`: its derivatives, of any order, are itself."""
-
-    @staticmethod
-    def forward(x: Tensor, rows: Tensor, columns: Tensor, p: float) -> Tensor:
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        batch, num_rows, num_columns = x.shape
-        if not x.numel():
-            return y
-        blocks, tile = _blocks(batch * num_rows, num_columns)
-        with torch.cuda.device_of(x):
-            launch(
-                _dropout_kernel,
-                blocks,
-                x,
-                rows.contiguous(),
-                columns.contiguous(),
-                y,
-                round(p * 2**32) - 2**31,
-                batch * num_rows,
-                num_rows,
-                num_columns,
-                KEEP=1 / (1 - p),
-                **tile,
-                num_warps=4,
-            )
-        return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, rows, columns, ctx.p = inputs
-        ctx.save_for_backward(rows, columns)
-        ctx.save_for_forward(rows, columns)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _Dropout.apply(grad, *ctx.saved_tensors, ctx.p), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        dropped: Tensor = _Dropout.apply(tangent, *ctx.saved_tensors, ctx.p)
-        return dropped
-
-
-def dropout(x: Tensor, rows: Tensor, columns: Tensor, p: float) -> Tensor:
-    """Zeroes the entries of ``[B, R, C]`` that `drop_table` names, and divides the others by ``1 - p``.
-
-    Args:
-        x: Of any float dtype. Its gradient drops the same entries; nothing of its size is kept.
-        rows: Hashes, ``[B, R, 1]`` int32.
-        columns: Hashes, ``[B, 1, C]`` int32.
-        p: In [0, 1).
-    """
-    dropped: Tensor = _Dropout.apply(x, rows, columns, p)
-    return dropped
-
-
-def _blocks(num_rows: int, num_columns: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Programs for a table, and their tile."""
-    columns = min(MOST_COLUMNS, triton.next_power_of_2(num_columns))
-    rows = ENTRIES // columns
-    blocks = triton.cdiv(num_rows, rows), triton.cdiv(num_columns, columns)
-    return blocks, {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": columns}
