@@ -173,11 +173,11 @@ def test_launches_are_specialised_as_triton_does_at_run_time(probe):
 
 @pytest.mark.slow
 def test_script_compiles_a_workload_for_a_chip():
-    run = run_program(SCRIPTS / "check_kernels", "--workload", "gradcheck", "--arch", "sm_80")
+    run = run_program(SCRIPTS / "check_kernels", "--workload", "gradcheck", "--arch", "sm_90")
     assert run.returncode == 0, run.stderr
     assert "gradcheck fp64" in run.stdout
     assert "DMMA" in run.stdout
-    assert {"sm_80"} == set(re.findall(r"sm_\d+", run.stdout))
+    assert {"sm_90"} == set(re.findall(r"sm_\d+", run.stdout))
 
 
 @pytest.mark.slow
