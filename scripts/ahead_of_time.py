@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Configuration(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What one block, or one of its threads, takes on a chip."""
+    """What one block, or one of its threads, takes on a chip; where no code was read, no instructions."""
 
     registers: int  # per thread
     stack: int  # bytes per thread
@@ -76,8 +77,13 @@ def configuration_of(launch: Launch) -> Configuration:
     )
 
 
-def compile_configuration(configuration: Configuration, chip: str) -> Resources:
+def compile_configuration(configuration: Configuration, chip: str, listing: bool) -> Resources:
     """Compiles for a key of `CHIPS`, or finds it in Triton's cache.
+
+    Args:
+        configuration: What.
+        chip: For what.
+        listing: Whether to read the machine code, without which there are no instructions.
 
     Raises:
         Exception: If Triton cannot compile it, of whatever type Triton chose.
@@ -87,6 +93,7 @@ def compile_configuration(configuration: Configuration, chip: str) -> Resources:
         compiled.asm["cubin"],
         compiled.metadata.shared,
         getattr(compiled.metadata, "tmem_size", None) or 0,
+        listing,
     )
 
 
@@ -113,12 +120,12 @@ def _compiled(configuration: Configuration, chip: str) -> Any:
 
 
 def compile_all(
-    jobs: Sequence[tuple[Configuration, str]], workers: int
+    jobs: Sequence[tuple[Configuration, str]], workers: int, listing: bool
 ) -> Iterator[Resources | str]:
     """Resources of every pair of a configuration and a chip, in order; of a failure, why."""
     spawn = multiprocessing.get_context("spawn")  # compilers start threads, which a fork would lose
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        yield from pool.map(_compile_or_say_why, jobs)
+        yield from pool.map(partial(_compile_or_say_why, listing=listing), jobs)
 
 
 def faults(found: Resources | str, chip: str) -> list[str]:
@@ -138,19 +145,20 @@ def faults(found: Resources | str, chip: str) -> list[str]:
     return [message for message, broken in rules.items() if broken]
 
 
-def _compile_or_say_why(job: tuple[Configuration, str]) -> Resources | str:
+def _compile_or_say_why(job: tuple[Configuration, str], listing: bool) -> Resources | str:
     try:
-        return compile_configuration(*job)
+        return compile_configuration(*job, listing)
     except Exception as error:  # each part of Triton raises its own
         return f"does not compile: {type(error).__name__}: {error}"
 
 
-def _read(cubin: bytes, shared: int, tensor_memory: int) -> Resources:
+def _read(cubin: bytes, shared: int, tensor_memory: int, listing: bool) -> Resources:
+    wanted = ["--dump-resource-usage", *(["--dump-sass"] if listing else [])]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         text = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", path],
+            [triton.knobs.nvidia.cuobjdump.path, *wanted, path],
             capture_output=True,
             text=True,
             check=True,

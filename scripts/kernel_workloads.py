@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 from unittest import mock
@@ -79,6 +79,10 @@ WORKLOADS = {
 }
 
 
+# Those of the papers: for all that trains.
+PAPERS = frozenset(WORKLOADS) - {"long", "ragged", "gradcheck"}
+
+
 def record(
     workload: Workload, precision: Precision, chip: str, device: str = "meta"
 ) -> list[Launch]:
@@ -116,12 +120,12 @@ def record(
     return launches
 
 
-def record_all(workloads: Iterable[str], chips: Iterable[str]) -> Uses:
-    """The distinct configurations of workloads, by name, on chips."""
+def record_all(chips: Mapping[str, Iterable[str]]) -> Uses:
+    """The distinct configurations of workloads, by name, each on chips of its own."""
     uses: Uses = {}
-    for name in workloads:
+    for name in chips:
         for precision in WORKLOADS[name].precisions:
-            for chip in chips:
+            for chip in chips[name]:
                 launches = record(WORKLOADS[name], PRECISIONS[precision], chip)
                 for one in launches:
                     by_chip = uses.setdefault(configuration_of(one), {})

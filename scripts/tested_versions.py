@@ -1,4 +1,4 @@
-"""Runs scripts/test with several versions of PyTorch and writes down which passed.
+"""Runs scripts/test --all with several versions of PyTorch and writes down which passed.
 
 Each environment gets a fresh clone of the last commit, whose scripts/setup makes a fresh .venv. What passed
 is written to scripts/tested_versions.json, from there to README.md, and the newest set that passed to
@@ -65,7 +65,7 @@ def unmet(installed: dict[str, str], pins: list[str]) -> list[str]:
 
 
 def try_environment(name: str, tried: dict[str, Row], folder: Path, log: Path) -> tuple[Row, str]:
-    """Runs scripts/test in a fresh clone with a fresh .venv, unless the same versions were tried before.
+    """Runs scripts/test --all in a fresh clone with a fresh .venv, unless these versions were tried before.
 
     Args:
         name: One of `ENVIRONMENTS`.
@@ -83,7 +83,7 @@ def try_environment(name: str, tried: dict[str, Row], folder: Path, log: Path) -
     constraints.write_text("".join(f"{pin}\n" for pin in pins))
     with log.open("w") as output:
         environment = {**os.environ, "CONSTRAINTS": str(constraints)}
-        if _logged("scripts/setup", folder, output, environment):
+        if _logged(["scripts/setup"], folder, output, environment):
             return {"passed": False, "why": f"scripts/setup failed: see {log.name}"}, ""
         installed = json.loads(_said(python, "-c", INSTALLED))
         frozen = _said(python, "-m", "pip", "freeze", "--exclude-editable")
@@ -94,7 +94,7 @@ def try_environment(name: str, tried: dict[str, Row], folder: Path, log: Path) -
             if row.items() >= installed.items():
                 return row, frozen
         start = time.monotonic()
-        code = _logged("scripts/test", folder, output, dict(os.environ))
+        code = _logged(["scripts/test", "--all"], folder, output, dict(os.environ))
     row = {
         **installed,
         "passed": code == 0,
@@ -139,8 +139,8 @@ def _described(row: Row) -> str:
     return f"{first} with {' and '.join(others)}"
 
 
-def _logged(script: str, folder: Path, log: IO[str], environment: dict[str, str]) -> int:
-    return subprocess.run([script], cwd=folder, env=environment, stdout=log, stderr=log).returncode
+def _logged(command: list[str], folder: Path, log: IO[str], environment: dict[str, str]) -> int:
+    return subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log).returncode
 
 
 def _said(*command: Path | str) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# The tensors of the tests are small: a second thread costs more than it brings, and far more where other
+# processes are busy. NumPy and PyTorch read this when they are imported, here and in what tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-# The tensors of the tests are small: a second thread costs more than it brings, and far more where
-# other processes are busy.
-torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -105,6 +105,10 @@ PARALLEL = "--numprocesses logical --maxprocesses 8 --dist worksteal"
     [
         (
             [],
+            ["python scripts/check_kernels --fast", f"python -m pytest -m not gpu {PARALLEL}"],
+        ),
+        (
+            ["--all"],
             ["python scripts/check_kernels", f"python -m pytest -m not gpu {PARALLEL}"],
         ),
         (["--fast"], [f"python -m pytest -m not gpu and not slow {PARALLEL}"]),

@@ -76,7 +76,7 @@ PYTHON
 chmod +x .venv/bin/python
 echo installed
 """
-TEST = "#!/usr/bin/env bash\necho tested\n"
+TEST = "#!/usr/bin/env bash\necho tested $1\n"
 
 
 @pytest.fixture
@@ -118,8 +118,8 @@ def test_every_environment_is_tried_and_the_same_versions_once(
     assert all(row["passed"] for row in rows.values())
     logs = {name: (checkout / "runs/versions" / f"{name}.log").read_text() for name in rows}
     assert logs == {
-        "oldest": "installed\ntested\n",
-        "middle": "installed\ntested\n",
+        "oldest": "installed\ntested --all\n",
+        "middle": "installed\ntested --all\n",
         "newest": "installed\n",
     }
     assert "PyTorch 2.14.1 with" in (checkout / "README.md").read_text()

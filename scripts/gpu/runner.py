@@ -99,7 +99,7 @@ def run_stage(stage: Stage, run: Run) -> Row:
                 code = None
                 break
             tried = now
-            code = _run(_command(stage, run, end), log, end - time.time())
+            code = _run(stage, run, end, log)
     status, reason = judge(_outcomes(stage, run), code)
     if status == "failed" and code not in (0, None, RESTART):
         reason += f" (exit code {code}: {_last_line(run.output / f'{stage.name}.log')})"
@@ -160,15 +160,17 @@ def _command(stage: Stage, run: Run, end: float) -> list[str]:
     return command + (["--dry-run"] if run.dry_run else [])
 
 
-def _run(command: list[str], log: IO[str], limit_s: float) -> int | None:
-    """The exit code; None if it took too long. What the command started ends with it."""
+def _run(stage: Stage, run: Run, end: float, log: IO[str]) -> int | None:
+    """The exit code; None if it took too long. What the stage started ends with it."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([*SOURCES, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUNBUFFERED": "1",
     }
+    if run.dry_run:  # of tiny tensors, which a second thread makes slower
+        environment["OMP_NUM_THREADS"] = "1"
     environment.pop("TRITON_INTERPRET", None)
     process = subprocess.Popen(
-        command,
+        _command(stage, run, end),
         cwd=SCRIPTS.parent,
         env=environment,
         stdout=log,
@@ -176,7 +178,7 @@ def _run(command: list[str], log: IO[str], limit_s: float) -> int | None:
         start_new_session=True,
     )
     try:
-        return process.wait(max(limit_s, 1.0))
+        return process.wait(max(end - time.time(), 1.0))
     except subprocess.TimeoutExpired:
         return None
     finally:

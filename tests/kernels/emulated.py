@@ -29,7 +29,8 @@ MULTIPROCESSORS = 132  # of an H100 and an H200
 _TF32_BITS = np.uint32(0xFFFFE000)
 _CASTS = ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc")
 _aten = torch.ops.aten
-_product_blocks, _update_plan = products.product_blocks, update.update_plan
+_product_blocks, _rows_blocks = products.product_blocks, products.rows_blocks
+_update_plan = update.update_plan
 
 
 @contextmanager
@@ -92,8 +93,13 @@ def gpu_arithmetic() -> Iterator[None]:
             (forward, "_num_processors", MULTIPROCESSORS),
         ):
             stack.enter_context(mock.patch.object(owner, name, return_value=value))
-        stack.enter_context(mock.patch.object(products, "product_blocks", _large_blocks))
-        stack.enter_context(mock.patch.object(update, "update_plan", _wide_plan))
+        for owner, name, replacement in (
+            (products, "product_blocks", _large_blocks),
+            (products, "rows_blocks", _large_rows_blocks),
+            (products, "_BLOCK_COPY", 2**16),
+            (update, "update_plan", _wide_plan),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, replacement))
         yield
 
 
@@ -120,9 +126,13 @@ def _large_blocks(dtype: torch.dtype) -> products.Blocks:
     return _product_blocks(dtype)._replace(p=256, q=256)
 
 
+def _large_rows_blocks(dtype: torch.dtype) -> products.Blocks:
+    return _rows_blocks(dtype)._replace(p=256, q=256)
+
+
 def _wide_plan(sizes: Sizes, tile: torch.dtype) -> UpdatePlan:
     plan = _update_plan(sizes, tile)
-    return plan._replace(columns=128) if sizes.slot_size > 64 else plan
+    return plan._replace(columns=256) if sizes.slot_size > 64 else plan
 
 
 def _rounded(x: Tensor) -> Tensor:

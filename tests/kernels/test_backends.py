@@ -130,6 +130,7 @@ def _call(problem: Problem, backend: str, **options: Any) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked_offsets")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "case",
@@ -148,6 +149,7 @@ def test_gradcheck_passes_through_unrolled_steps(case: Case, backend: str) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked_offsets")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_passes_through_the_implicit_step_with_a_mask(backend: str) -> None:
     problem = make_problem(Case(b=1, n=3, c=2, d=2, k=2, m=2, masked=True), seed=1)

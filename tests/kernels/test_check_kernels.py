@@ -12,6 +12,8 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
+CHIPS = ["sm_80", "sm_90", "sm_100"]
+
 # Compiled in a process of its own: in this one kernels may be interpreted.
 PROBE = """
 import importlib, json, pkgutil, sys
@@ -48,9 +50,9 @@ def configurations(*launches):
             launch(kernel, (1,), *arguments, num_warps=1, **constants)
     return [configuration_of(record) for record in records]
 
-def check(configurations):
+def check(configurations, *flags):
     kernel_table.record_all = lambda *_: {c: {"sm_90": {"probe": 132 * 32 * 2}} for c in configurations}
-    sys.exit(kernel_table.main(["--arch", "sm_90", "--workers", "1"]))
+    sys.exit(kernel_table.main(["--arch", "sm_90", "--workers", "1", *flags]))
 
 def describe(size, x, constants=None):
     found, = configurations((plain, (x, tensor(), size), constants or {"SIZE": 64, "FLAG": True}))
@@ -67,7 +69,8 @@ def kernels():
 
 def recorded():
     found = {chip: set() for chip in CHIPS}
-    for configuration, by_chip in kernel_table.record_all(kernel_table.WORKLOADS, found).items():
+    uses = kernel_table.record_all(dict.fromkeys(kernel_table.WORKLOADS, found))
+    for configuration, by_chip in uses.items():
         for chip in by_chip:
             found[chip].add(configuration.kernel)
     return {chip: sorted(names) for chip, names in found.items()}
@@ -109,12 +112,13 @@ def run_program(*command):
 
 
 @pytest.mark.slow
-def test_a_spilling_kernel_is_named_and_fails(probe):
+@pytest.mark.parametrize("flags", ["", ", '--fast'"])
+def test_a_spilling_kernel_is_named_and_fails(probe, flags):
     run = probe(
         "check(configurations("
         "(plain, (tensor(), tensor(), 48), {'SIZE': 64, 'FLAG': True}),"
         "(spilling, (tensor(), tensor(), 3), {'SIZE': 2**13}),"
-        "(wrong, (tensor(), tensor(), 3), {'SIZE': 3})))"
+        f"(wrong, (tensor(), tensor(), 3), {{'SIZE': 3}})){flags})"
     )
     assert run.returncode == 1, run.stderr
     offences = [line for line in run.stderr.splitlines() if line.startswith("check_kernels:")]
@@ -125,7 +129,7 @@ def test_a_spilling_kernel_is_named_and_fails(probe):
     assert "wrong 1 warps on sm_90 (probe): does not compile: " in offences[1]
     rows = {line.split()[0]: line for line in run.stdout.splitlines() if line.startswith("  ")}
     assert re.search(r"plain FLAG 1 warps +\| +\d+ +0 +0.0 +32 +2.0 +-$", rows["plain"])
-    assert re.search(r"\d+ STL, \d+ LDL", rows["spilling"])
+    assert bool(re.search(r"\d+ STL, \d+ LDL", rows["spilling"])) == (not flags)
 
 
 @pytest.mark.slow
@@ -169,11 +173,11 @@ def test_launches_are_specialised_as_triton_does_at_run_time(probe):
 
 @pytest.mark.slow
 def test_script_compiles_a_workload_for_a_chip():
-    run = run_program(SCRIPTS / "check_kernels", "--workload", "gradcheck", "--arch", "sm_80")
+    run = run_program(SCRIPTS / "check_kernels", "--workload", "gradcheck", "--arch", "sm_90")
     assert run.returncode == 0, run.stderr
     assert "gradcheck fp64" in run.stdout
     assert "DMMA" in run.stdout
-    assert {"sm_80"} == set(re.findall(r"sm_\d+", run.stdout))
+    assert {"sm_90"} == set(re.findall(r"sm_\d+", run.stdout))
 
 
 @pytest.mark.slow
@@ -183,6 +187,26 @@ def test_every_kernel_is_compiled_for_every_chip(probe):
     kernels, recorded = json.loads(run.stdout)
     assert len(kernels) > 5
     assert recorded == dict.fromkeys(("sm_80", "sm_90", "sm_100"), kernels)
+
+
+@pytest.mark.parametrize(
+    ("flags", "papers", "others"),
+    [
+        ([], CHIPS, CHIPS),
+        (["--fast"], CHIPS, ["sm_90"]),
+        (["--fast", "--arch", "sm_80"], ["sm_80"], []),
+    ],
+)
+def test_what_is_fast_has_the_papers_shapes_on_every_chip(
+    ahead_of_time, monkeypatch, flags, papers, others
+):
+    table, asked = importlib.import_module("kernel_table"), {}
+    monkeypatch.setattr(table, "record_all", lambda chips: asked.update(chips) or {})
+    monkeypatch.setattr(table, "compile_all", lambda *_, **__: [])
+    assert table.main(flags) == 0
+    found = {name: list(chips) for name, chips in asked.items()}
+    rest = dict.fromkeys(("long", "ragged", "gradcheck"), others)
+    assert found == {**dict.fromkeys(table.WORKLOADS, papers), **rest}
 
 
 GOOD = {

@@ -19,7 +19,7 @@ from tests.kernels.cases import (
 )
 from tests.kernels.emulated import TF32Products, gpu_arithmetic
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked_offsets")]
 MOST = 0.8  # of the budget: what is emulated is not all that a GPU does
 MOST_TF32 = 0.6  # operands that are cut, not rounded, take 0.66 to 0.77
 

@@ -193,6 +193,7 @@ def kept_bytes(module: SlotAttention, inputs: Tensor, slots: Tensor, num_iterati
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked_offsets")
 def test_an_implicit_step_keeps_little_and_the_same_for_any_number_of_iterations() -> None:
     module = SlotAttention(1, 12, 192, 192, 192, backend="triton")
     inputs, slots = torch.randn(1, 1024, 192, requires_grad=True), torch.randn(1, 12, 192)
@@ -201,6 +202,7 @@ def test_an_implicit_step_keeps_little_and_the_same_for_any_number_of_iterations
     assert 0 < kept[0] <= 0.15 * inputs.numel() * inputs.element_size()
 
 
+@pytest.mark.usefixtures("unchecked_offsets")
 @pytest.mark.parametrize(("num_inputs", "kept"), [(50, 0), (1000, 5)])
 def test_folded_weights_are_kept_where_the_inputs_are_large(num_inputs: int, kept: int) -> None:
     _, step, backward = operator_arguments(False, False)

@@ -84,6 +84,7 @@ def test_torch_backend_passes(program, options, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked_offsets")
 @pytest.mark.parametrize(
     "options",
     [
