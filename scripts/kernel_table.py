@@ -17,7 +17,7 @@ from ahead_of_time import (
     compile_all,
     faults,
 )
-from kernel_workloads import PAPERS, WORKLOADS, Uses, record_all
+from kernel_workloads import ALL, PAPERS, Uses, record_all
 from machine_code import CHIPS, resident_programs
 
 FAST_CHIP = "sm_90"  # of workloads of no paper, where time is short
@@ -68,7 +68,7 @@ def main(command: Sequence[str] | None = None) -> int:
     uses = record_all(
         {
             name: few if arguments.fast and name not in PAPERS else chips
-            for name in arguments.workload or WORKLOADS
+            for name in arguments.workload or ALL
         }
     )
     jobs = [(configuration, chip) for configuration in uses for chip in uses[configuration]]
@@ -121,8 +121,8 @@ def constant(configuration: Configuration, name: str) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="check_kernels",
-        description="Compiles every kernel of slot attention ahead of time, for GPUs that need not be "
-        "here, as the workloads below would have it compiled. Prints registers and bytes of stack of a "
+        description="Compiles every kernel of slot attention and of the decoder ahead of time, for GPUs that "
+        "need not be here, as the workloads below would have it compiled. Prints registers and bytes of stack of a "
         "thread, KiB of shared memory of a program, programs that a multiprocessor holds, waves in which "
         "those of the largest launch pass, instructions of all warps in the longest loop for a row of the "
         "inputs, and numbers of instructions of the matrix units, of spills (STL, LDL) and of "
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--arch", action="append", choices=CHIPS, help="only this one; repeatable")
     parser.add_argument(
-        "--workload", action="append", choices=WORKLOADS, help="only this one; repeatable"
+        "--workload", action="append", choices=ALL, help="only this one; repeatable"
     )
     parser.add_argument(
         "--fast",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastslots import SlotAttention
 from fastslots_kernels import SlotAttentionWeights
+from fastslots_kernels.causal import launches as causal
 from fastslots_kernels.fused import forward
 from fastslots_kernels.fused.attend import mask_dtype
 from fastslots_kernels.fused.backward import run_backward
@@ -79,8 +80,32 @@ WORKLOADS = {
 }
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """The self-attention of a decoder that trains.
+
+    Args:
+        batch: B.
+        length: N.
+        num_heads: H.
+        size: Width of a head.
+        precisions: Keys of `PRECISIONS`.
+    """
+
+    batch: int
+    length: int
+    num_heads: int
+    size: int
+    precisions: tuple[str, ...]
+
+
+DECODERS = {
+    "decoder128": Decoder(50, 1024, 8, 24, ("bf16", "tf32", "ieee", "fp64")),
+    "decoder-wide": Decoder(2, 1001, 3, 64, ("bf16", "ieee")),
+}
+ALL: dict[str, Workload | Decoder] = {**WORKLOADS, **DECODERS}
 # Those of the papers: for all that trains.
-PAPERS = frozenset(WORKLOADS) - {"long", "ragged", "gradcheck"}
+PAPERS = frozenset(ALL) - {"long", "ragged", "gradcheck", "decoder-wide"}
 
 
 def record(
@@ -108,7 +133,7 @@ def record(
         record_launches() as launches,
         torch.no_grad(),
         mock.patch.object(forward, "_num_processors", return_value=CHIPS[chip].multiprocessors),
-        mock.patch.object(forward, "_has_warp_groups", return_value=chip == "sm_90"),
+        mock.patch.object(forward, "has_warp_groups", return_value=chip == "sm_90"),
         mock.patch.object(forward.Call, "precision", precision.products),
     ):
         folded = fold(weights, heads, precision.tile, precision.products)
@@ -120,13 +145,37 @@ def record(
     return launches
 
 
+def record_decoder(decoder: Decoder, precision: Precision, chip: str) -> list[Launch]:
+    """The launches of a causal attention with dropout and of its backward on a chip."""
+    b, n, heads = decoder.batch, decoder.length, decoder.num_heads
+    width = heads * decoder.size
+    x = torch.empty(b, n, width, dtype=precision.tile, device="meta")
+    rows, columns = (
+        torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((b, heads * n), (b, n))
+    )
+    with (
+        record_launches() as launches,
+        mock.patch.object(causal, "float32_precision", return_value=precision.products),
+        mock.patch.object(forward, "has_warp_groups", return_value=chip == "sm_90"),
+    ):
+        call = causal.Call(x, x, x, rows, columns, heads, 0.1)
+        output, lse = causal.forward(call)
+        causal.backward(call, output, lse, grad=output)
+    return launches
+
+
 def record_all(chips: Mapping[str, Iterable[str]]) -> Uses:
     """The distinct configurations of workloads, by name, each on chips of its own."""
     uses: Uses = {}
     for name in chips:
-        for precision in WORKLOADS[name].precisions:
+        workload = ALL[name]
+        for precision in workload.precisions:
             for chip in chips[name]:
-                launches = record(WORKLOADS[name], PRECISIONS[precision], chip)
+                launches = (
+                    record_decoder(workload, PRECISIONS[precision], chip)
+                    if isinstance(workload, Decoder)
+                    else record(workload, PRECISIONS[precision], chip)
+                )
                 for one in launches:
                     by_chip = uses.setdefault(configuration_of(one), {})
                     users, user = by_chip.setdefault(chip, {}), f"{name} {precision}"

@@ -102,7 +102,7 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     yield nn.Module, "_apply", _apply
     yield limits, "why_not_device", lambda _: None
     yield forward, "_num_processors", lambda _: PROCESSORS
-    yield forward, "_has_warp_groups", lambda _: True
+    yield forward, "has_warp_groups", lambda _: True
     yield chunks, "_CPU_ENTRIES", chunks._GPU_ENTRIES
     for operator in (*vars(ops).values(), *vars(causal_ops).values()):
         if isinstance(operator, CustomOpDef):

@@ -22,7 +22,7 @@ import triton.language as tl
 import kernel_table
 from ahead_of_time import configuration_of
 from machine_code import CHIPS
-from fastslots_kernels import fused
+from fastslots_kernels import causal, fused
 from fastslots_kernels.fused.launch import launch, record_launches
 
 @triton.jit
@@ -59,17 +59,19 @@ def describe(size, x, constants=None):
     return found
 
 def kernels():
-    modules = pkgutil.iter_modules(fused.__path__)
-    names = [importlib.import_module(f"{fused.__name__}.{module.name}") for module in modules]
+    names = [
+        importlib.import_module(f"{package.__name__}.{module.name}")
+        for package in (causal, fused) for module in pkgutil.iter_modules(package.__path__)
+    ]
     return sorted({
         name for module in names for name, value in vars(module).items()
         if isinstance(value, triton.JITFunction) and name.endswith("_kernel")
-        and value.__module__ != "fastslots_kernels.fused.tables"  # of no part of slot attention
+        and value.__module__ != "fastslots_kernels.fused.tables"  # of no step
     })
 
 def recorded():
     found = {chip: set() for chip in CHIPS}
-    uses = kernel_table.record_all(dict.fromkeys(kernel_table.WORKLOADS, found))
+    uses = kernel_table.record_all(dict.fromkeys(kernel_table.ALL, found))
     for configuration, by_chip in uses.items():
         for chip in by_chip:
             found[chip].add(configuration.kernel)

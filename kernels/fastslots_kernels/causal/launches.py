@@ -13,6 +13,7 @@ from fastslots_kernels.causal.kernels import (
     keys_backward_kernel,
     queries_backward_kernel,
 )
+from fastslots_kernels.fused import forward as fused
 from fastslots_kernels.fused.folded import float32_precision
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.sizes import padded
@@ -55,21 +56,30 @@ class Call(NamedTuple):
     @property
     def tiles(self) -> Tiles:
         """As large as registers hold, and for 16 bits as fast as was measured."""
-        return choose_tiles(self.q.dtype, self.size, float32_precision())
+        groups = fused.has_warp_groups(self.q.device)
+        return choose_tiles(self.q.dtype, self.size, float32_precision(), groups)
 
 
-def choose_tiles(dtype: torch.dtype, size: int, precision: str) -> Tiles:
-    """The tiles for heads of a width; `precision` is that of float32."""
+def choose_tiles(dtype: torch.dtype, size: int, precision: str, warp_groups: bool) -> Tiles:
+    """The tiles for heads of a width.
+
+    Args:
+        dtype: Of the queries.
+        size: Width of a head.
+        precision: Of float32, `float32_precision`.
+        warp_groups: Whether the matrix units are those of sm_90, which leave more registers.
+    """
     if dtype == torch.float64:
         return Tiles(*[Tile(16, 16, 4, 1)] * 3)
     if dtype == torch.float32 and precision == "ieee":
         return Tiles(*[Tile(32, 32, 8, 1) if size <= 32 else Tile(16, 16, 4, 1)] * 3)
     if dtype == torch.float32 or size > 32:
         return Tiles(Tile(64, 32, 4, 1), Tile(64, 32, 4, 1), Tile(32, 64, 4, 1))
+    by_queries, by_keys = (4, 3) if warp_groups else (2, 2)
     return Tiles(
         Tile(64, 64, 4, 1, resident=4),
-        Tile(64, 64, 4, 3, resident=4),
-        Tile(64, 64, 4, 1, resident=3),
+        Tile(64, 64, 4, 3, by_queries),
+        Tile(64, 64, 4, 1, by_keys),
     )
 
 

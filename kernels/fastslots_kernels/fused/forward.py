@@ -69,7 +69,7 @@ class Call(NamedTuple):
 
     def backward_plan(self) -> Plan:
         """How the inputs are passed over in the backward."""
-        groups = _has_warp_groups(self.inputs.device)
+        groups = has_warp_groups(self.inputs.device)
         return backward_plan(self.sizes, self.w.keys.dtype, warp_groups=groups)
 
     def rows(self, slots: Tensor) -> Tensor:
@@ -260,6 +260,6 @@ def _num_processors(device: torch.device) -> int:
 
 
 @lru_cache
-def _has_warp_groups(device: torch.device) -> bool:
+def has_warp_groups(device: torch.device) -> bool:
     """Whether a device multiplies by warp groups, as GPUs of compute capability 9.0 do and no later ones."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
