@@ -22,6 +22,7 @@ from fastslots.benchmark import (
     Results,
     StepResults,
     accuracy_markdown,
+    attention_markdown,
     kernels_markdown,
     markdown,
     plot_case,
@@ -109,8 +110,10 @@ def _gpu_parts(what: str, results: Path, draw: bool) -> list[str]:
         alt = "Speed-ups over the usual forms, and the share of a copy's bandwidth"
         parts += [card, _image(alt, folder / "speed-ups.png", results)]
         parts += [speedup_markdown(times), accuracy_markdown(folder)]
-        if (folder / "slate-steps.json").exists():
-            parts += _step_parts(folder / "slate-steps.json", results, draw)
+        for name in ("slate-steps", "slate-steps-compiled"):
+            if (folder / f"{name}.json").exists():
+                parts += _step_parts(folder / f"{name}.json", results, draw)
+        parts.append(attention_markdown(folder))
         if (folder / "comparison" / COMPARISON).exists():
             parts += _comparison_parts(folder / "comparison", results)
     return parts

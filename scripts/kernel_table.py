@@ -121,12 +121,12 @@ def constant(configuration: Configuration, name: str) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="check_kernels",
-        description="Compiles every kernel of slot attention and of the decoder ahead of time, for GPUs that "
-        "need not be here, as the workloads below would have it compiled. Prints registers and bytes of stack of a "
-        "thread, KiB of shared memory of a program, programs that a multiprocessor holds, waves in which "
-        "those of the largest launch pass, instructions of all warps in the longest loop for a row of the "
-        "inputs, and numbers of instructions of the matrix units, of spills (STL, LDL) and of "
-        "asynchronous copies (LDGSTS).",
+        description="Compiles every kernel of slot attention and of the decoder ahead of time, for GPUs "
+        "that need not be here, as the workloads below would have it compiled. Prints registers "
+        "and bytes of stack of a thread, KiB of shared memory of a program, programs that a "
+        "multiprocessor holds, waves in which those of the largest launch pass, instructions of "
+        "all warps in the longest loop for a row of the inputs, and numbers of instructions of "
+        "the matrix units, of spills (STL, LDL) and of asynchronous copies (LDGSTS).",
         epilog=f"Exit status 1, and a line for each offender, if a kernel does not compile, has more than "
         f"{STACK_LIMIT} bytes of stack or any local memory, or more shared memory than the chip.",
     )

@@ -4,7 +4,7 @@ The one place that does: commands and README use it.
 """
 
 from fastslots.benchmark.calls import Call, IncorrectResultError, Problem, check_call
-from fastslots.benchmark.card_report import accuracy_markdown, kernels_markdown
+from fastslots.benchmark.card_report import accuracy_markdown, attention_markdown, kernels_markdown
 from fastslots.benchmark.cases import PRESETS, Case, Skipped, preset
 from fastslots.benchmark.constant_memory import constant_memory_table, measure_constant_memory
 from fastslots.benchmark.environment import describe_environment
@@ -48,6 +48,7 @@ __all__ = [
     "StepResults",
     "StepRow",
     "accuracy_markdown",
+    "attention_markdown",
     "check_against_public",
     "check_call",
     "choose_providers",

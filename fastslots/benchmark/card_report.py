@@ -27,6 +27,18 @@ COUNTERS_LEGEND = (
     "ready to issue per cycle and scheduler."
 )
 
+ATTENTIONS = {
+    "triton": "our kernels",
+    "torch": "in parts, plain PyTorch",
+    "scaled_dot_product_attention": "PyTorch's fused attention, its own dropout",
+    "whole table": "as the public code has it",
+}
+ATTENTION_LEGEND = (
+    "SLATE's causal self-attention with dropout, 50 images, 8 heads of 24, bfloat16: forward / with "
+    "backward, within CUDA graphs, and the bytes at their peak. The first two drop the same entries, by the "
+    "keys of the samples; hashes of rows and columns, made once in a training step, count with each call."
+)
+
 
 def accuracy_markdown(folder: Path) -> str:
     """The worst error against float64, and how the tests ended; empty if neither was run.
@@ -73,16 +85,47 @@ def kernels_markdown(folder: Path) -> str:
             for cell in _kernel_cells([row for row in kernels if row["unit"] == unit])
         ]
         parts += [markdown_table(headings, cells, num_left=2), KERNELS_LEGEND]
+        parts.append(_environment_line(folder / "kernels.json"))
     counters = _rows(folder / "counters.json")
     if counters:
         cells = [_counter_cells(row) for row in counters]
         table = markdown_table(("shape", "kernel", *COUNTERS), cells, num_left=2)
-        parts += [table, COUNTERS_LEGEND]
-    if parts:
-        name = "kernels.json" if kernels else "counters.json"
-        environment = json.loads((folder / name).read_text())["environment"]
-        parts.append(environment_line(environment))
+        parts += [table, COUNTERS_LEGEND, _environment_line(folder / "counters.json")]
     return "\n\n".join(parts)
+
+
+def attention_markdown(folder: Path) -> str:
+    """The table of SLATE's self-attention with dropout; empty if it was not measured.
+
+    Args:
+        folder: Of a card.
+
+    Raises:
+        OSError: If the file is there and cannot be read.
+        ValueError: If it is no JSON.
+    """
+    rows = _rows(folder / "attention.json")
+    if not rows:
+        return ""
+    units = sorted({row["unit"] for row in rows}, key=lambda unit: int(unit.removesuffix("px")))
+    found = {(row["attention"], row["unit"]): row for row in rows}
+    cells = [
+        (ATTENTIONS[name], *(_attention_cell(found[name, unit]) for unit in units))
+        for name in dict.fromkeys(row["attention"] for row in rows)
+    ]
+    table = markdown_table(("", *units), cells, num_left=1)
+    return "\n\n".join([table, ATTENTION_LEGEND, _environment_line(folder / "attention.json")])
+
+
+def _attention_cell(row: dict[str, Any]) -> str:
+    if row["step_us"] is None:
+        return "out of memory"
+    times = " / ".join(digits(row[name] / 1e3) for name in ("forward_us", "step_us"))
+    return f"{times} ms, {row['peak_bytes'] / 2**20:.0f} MiB"
+
+
+def _environment_line(path: Path) -> str:
+    return environment_line(json.loads(path.read_text())["environment"])
 
 
 def _kernel_cells(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:

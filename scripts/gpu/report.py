@@ -131,7 +131,9 @@ def _write_card(folder: Path, rows: Sequence[Row]) -> list[Path]:
     for name, (stage, fields) in DETAILS.items():
         kept = [row for row in _last(rows, stage) if fields[0] in row]
         if kept:
-            lines = [json.dumps({field: _chosen(row[field]) for field in fields}) for row in kept]
+            lines = [
+                json.dumps({field: _chosen(row.get(field)) for field in fields}) for row in kept
+            ]
             head = json.dumps(_environment(kept))
             text = f'{{"environment": {head},\n"rows": [\n' + ",\n".join(lines) + "\n]}\n"
             path = folder / f"{name}.json"
