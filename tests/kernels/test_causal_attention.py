@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 DROPOUT = 0.3
 # B, H, N, D and the factor of queries and keys.
 CASES = [
-    pytest.param((2, 2, 200, 24, 1.0), id="slate"),
-    pytest.param((2, 3, 150, 16, 4.0), id="sharp"),
+    pytest.param((2, 2, 136, 24, 1.0), id="slate"),
+    pytest.param((1, 2, 132, 16, 4.0), id="sharp"),
     pytest.param((1, 2, 70, 64, 1.0), id="wide"),
     pytest.param((3, 1, 65, 5, 1.0), id="odd"),
     pytest.param((1, 1, 1, 8, 1.0), id="one"),

@@ -9,9 +9,9 @@ from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, Transfo
 from tests.slate.small_models import perturbed
 
 
-def make_decoder(dropout: float = 0.0) -> TransformerDecoder:
+def make_decoder(dropout: float = 0.0, backend: str = "auto") -> TransformerDecoder:
     torch.manual_seed(0)
-    return perturbed(TransformerDecoder(3, 24, num_heads=4, dropout=dropout)).double()
+    return perturbed(TransformerDecoder(3, 24, 4, dropout, backend)).double()
 
 
 def make_inputs() -> tuple[Tensor, Tensor]:
@@ -58,6 +58,19 @@ def test_drops_out_where_noise_is_given_and_as_its_keys_say(part):
     assert torch.equal(dropped, call(same))
     assert not torch.equal(dropped, call(other))
     assert not torch.equal(dropped, call(None))
+
+
+def test_kernels_and_parts_give_the_same():
+    found = []
+    for backend in ("triton", "torch"):
+        (x, context), noise = make_inputs(), Noise(sample_keys(range(2), 0))
+        decoder = make_decoder(0.5, backend)
+        output = decoder(x.requires_grad_(), context, noise)
+        found.append(
+            (output, *torch.autograd.grad(output.square().sum(), [x, *decoder.parameters()]))
+        )
+    for kernels, parts in zip(*found, strict=True):
+        torch.testing.assert_close(kernels, parts, rtol=1e-9, atol=1e-9)
 
 
 def test_the_dictionary_begins_every_sequence_with_row_0():
