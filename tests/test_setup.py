@@ -98,6 +98,7 @@ def test_setup_that_cannot_install_fails_and_tries_again_next_time(project: Proj
 
 CHECKS = ["ruff check .", "ruff format --check .", "mypy "]
 PARALLEL = "--numprocesses logical --maxprocesses 8 --dist worksteal"
+PARALLEL += " --durations 40 --durations-min 4"
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,8 @@ def test_outputs_that_nobody_wants_change_nothing() -> None:
 
 
 def test_many_rows_take_larger_tiles() -> None:
-    p = make_problem(RAGGED._replace(batch=240, num_slots=10), 2, torch.float16)
+    narrow = {"input_size": 20, "slot_size": 24, "mlp_size": 20, "num_heads": 1}
+    p = make_problem(RAGGED._replace(batch=240, num_slots=10, **narrow), 2, torch.float16)
     assert update_plan(p.sizes, torch.float16).rows == 32
     assert_close(run_update(p), expected_update, p)
 
