@@ -50,13 +50,13 @@ def causal_attention(
         return scaled_dot_product_attention(q, k, v, is_causal=True)
     _, num_heads, length, _ = q.shape
     draw = noise.draw(num_heads * length, length)
-    dtype = product_dtype(q)
+    q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
     output: Tensor
     with without_autocast(q):
-        if not _takes_kernels(q.to(dtype), backend):
-            output = _CausalAttention.apply(q, k, v, draw.rows, draw.columns, dropout, dtype)
+        if not _takes_kernels(q, backend):
+            output = _CausalAttention.apply(q, k, v, draw.rows, draw.columns, dropout)
             return output
-        flat = [x.to(dtype).transpose(1, 2).flatten(2) for x in (q, k, v)]
+        flat = [x.transpose(1, 2).flatten(2) for x in (q, k, v)]
         hashes = draw.rows.flatten(1), draw.columns.flatten(1)
         output = causal.causal_attention(*flat, *hashes, num_heads, dropout)[0]
     return output.view(len(q), length, num_heads, q.shape[3]).transpose(1, 2)
@@ -83,9 +83,8 @@ class _CausalAttention(torch.autograd.Function):
         rows: Tensor,
         columns: Tensor,
         dropout: float,
-        dtype: torch.dtype,
     ) -> Tensor:
-        q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
+        q, k, v = (x.contiguous() for x in (q, k, v))
         output = torch.empty_like(q)
         for part in _parts(q, Draw(rows, columns), dropout):
             attn = torch.softmax(part.logits(q, k), dim=-1)  # rounded at its end alone
@@ -115,7 +114,7 @@ class _CausalAttention(torch.autograd.Function):
             part.queries(grad_q).copy_(grad_logits @ part.keys(k))
             part.keys(grad_k).add_(grad_logits.transpose(-1, -2) @ part.queries(q))
         grad_q, grad_k = grad_q.mul_(scale), grad_k.mul_(scale)
-        return grad_q, grad_k, grad_v, None, None, None, None
+        return grad_q, grad_k, grad_v, None, None, None
 
 
 class _Queries(NamedTuple):

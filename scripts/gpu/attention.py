@@ -111,14 +111,15 @@ def _measure(job: Job, unit: str, length: int) -> bool:
 
 def _difference(problem: Problem) -> float:
     """Between kernels and parts: the largest, relative to the largest entry, of output and gradients."""
-    ours, parts = (_results(problem, PROVIDERS[name]) for name in ("triton", "torch"))
+    ours, parts = (results(problem, PROVIDERS[name]) for name in ("triton", "torch"))
     return max(
         float((a.float() - b.float()).abs().max() / b.float().abs().max())
         for a, b in zip(ours, parts, strict=True)
     )
 
 
-def _results(p: Problem, function: Callable[[Problem], Tensor]) -> list[Tensor]:
+def results(p: Problem, function: Callable[[Problem], Tensor]) -> list[Tensor]:
+    """Output, and gradients of queries, keys and values."""
     output = function(p)
     return [output.detach(), *torch.autograd.grad(output, (p.q, p.k, p.v), p.grad)]
 
@@ -133,7 +134,7 @@ def _times(problem: Problem, function: Callable[[Problem], Tensor]) -> dict[str,
     kept, peak = memory_use(lambda: function(problem), backward, device)
     return {
         "forward_us": _graphed_us(lambda: function(problem), device),
-        "step_us": _graphed_us(lambda: _results(problem, function), device),
+        "step_us": _graphed_us(lambda: results(problem, function), device),
         "kept_bytes": kept,
         "peak_bytes": peak,
     }

@@ -102,12 +102,12 @@ def timings() -> Iterator[Work]:
 
 
 def attention_calls() -> Iterator[Work]:
-    """Of SLATE's self-attention, and its tiles to choose among."""
+    """Of SLATE's self-attention, at every image size."""
     for unit, length in attention.LENGTHS.items():
 
         def work(length: int = length) -> None:
             problem = attention.Problem.make(length, CPU)
-            attention._results(problem, attention.PROVIDERS["triton"])
+            attention.results(problem, attention.PROVIDERS["triton"])
 
         yield f"attention {unit}", work
 

@@ -1,4 +1,4 @@
-"""Triton's interpreter, made faster for the tests of kernels."""
+"""What tests of kernels share: Triton's interpreter made faster, poisoned memory, TF32."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
+
+from tests.kernels import poisoned
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,3 +51,19 @@ def unchecked_offsets() -> Iterator[None]:
     options = replace(builder.options, sanitize_overflow=False)
     with mock.patch.object(builder, "options", options):
         yield
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """`poisoned.poisoned_memory`."""
+    with poisoned.poisoned_memory():
+        yield
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Products of float32 may take TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)

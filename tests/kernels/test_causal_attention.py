@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -76,25 +75,8 @@ def whole_attention(q: Tensor, k: Tensor, v: Tensor, noise: Noise) -> Tensor:
     return noise.dropout(rows, DROPOUT).view_as(logits).to(v.dtype) @ v
 
 
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Memory that is not written is NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @interpreted
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("shape", CASES)
 def test_equals_the_whole_table_in_float64(shape: Shape) -> None:
     problem = Problem(shape, torch.float64)
@@ -126,7 +108,7 @@ def test_passes_gradcheck() -> None:
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", CASES)
 def test_error_is_far_from_twice_the_eager_error(shape: Shape, dtype: torch.dtype) -> None:

@@ -30,14 +30,6 @@ def on_a_gpu() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
 def problem_for(case: Case, dtype: torch.dtype) -> tuple[Problem, Problem]:
     """The problem, and the same rounded numbers in float64."""
     return steady(make_problem(case, dtype)), steady(make_problem(case, dtype)).to(torch.float64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -225,15 +224,6 @@ def test_an_unrolled_step_keeps_the_slots_alone() -> None:
     kept = [kept_bytes(module, inputs, slots, iterations) for iterations in (1, 2, 3, 4)]
     # An operator's empty outputs, attention and sums, take no bytes.
     assert [b - a for a, b in pairwise(kept[1:])] == [5 * 8 * 4] * 2
-
-
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """Memory that nobody has written is NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.usefixtures("poisoned_memory")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -30,6 +29,7 @@ from fastslots_kernels.fused.update import (
     update_slots,
 )
 from tests.kernels.cases import FigureTwo
+from tests.kernels.poisoned import poisoned_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NORM_EPS = 1e-5, 2e-3, 5e-3  # such that one taken for another shows
@@ -87,16 +87,6 @@ def make_problem(sizes: Sizes, splits: int, dtype: torch.dtype = torch.float64) 
     padding = total.new_full((b, splits, sizes.sums_size - k * heads * (c + 1)), float("nan"))
     all_sums = torch.cat([sums.flatten(2), total, padding], 2)
     return Problem(all_sums, normal(b * k, d), FoldedWeights(*matrices, *vectors), sizes)
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Fills new memory with NaN, in which an entry that nobody writes shows."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def empty_keys(p: Problem) -> Keys:

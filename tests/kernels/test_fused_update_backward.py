@@ -5,7 +5,6 @@ Including the gradients of all weights as the step leaves them: of the folded ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -39,12 +38,7 @@ SIZES = [
 DTYPES = [torch.float32, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Fills new memory with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 class Problem(NamedTuple):

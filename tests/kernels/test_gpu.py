@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,14 +49,6 @@ def problem_for(case: Case, dtype: torch.dtype) -> tuple[Problem, Problem]:
     """The problem, and the same rounded numbers in float64."""
     problem = make_problem(case, dtype)
     return on_gpu(steady(problem)), on_gpu(steady(make_problem(case, dtype)).to(torch.float64))
-
-
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,11 @@ def choose_tiles(dtype: torch.dtype, size: int, precision: str, warp_groups: boo
         return Tiles(*[Tile(32, 32, 8, 1) if size <= 32 else Tile(16, 16, 4, 1)] * 3)
     if dtype == torch.float32 or size > 32:
         return Tiles(Tile(64, 32, 4, 1), Tile(64, 32, 4, 1), Tile(32, 64, 4, 1))
-    by_queries, by_keys = (4, 3) if warp_groups else (2, 2)
+    resident = (4, 3) if warp_groups else (2, 2)  # in the backward
     return Tiles(
         Tile(64, 64, 4, 1, resident=4),
-        Tile(64, 64, 4, 3, by_queries),
-        Tile(64, 64, 4, 1, by_keys),
+        Tile(64, 64, 4, 3, resident[0]),
+        Tile(64, 64, 4, 1, resident[1]),
     )
 
 
@@ -99,8 +99,9 @@ def backward(
     """Gradients of q, k and v, ``[B, N, H D]``, from that of the output."""
     d_q, d_k, d_v = (torch.empty_like(x) for x in (call.q, call.k, call.v))
     mean = torch.empty_like(lse)
-    _, tile, by_keys = call.tiles
-    _launch(call, queries_backward_kernel, tile, tile.queries, (output, lse, grad, d_q, mean))
+    _, by_queries, by_keys = call.tiles
+    tensors = output, lse, grad, d_q, mean
+    _launch(call, queries_backward_kernel, by_queries, by_queries.queries, tensors)
     _launch(call, keys_backward_kernel, by_keys, by_keys.keys, (lse, grad, mean, d_k, d_v))
     return d_q, d_k, d_v
 
