@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.readme import filled
 from fastslots.benchmark import (
@@ -26,6 +27,7 @@ from fastslots.benchmark import (
 )
 from fastslots.benchmark.compile_budget import CompileBudget
 from fastslots.benchmark.slate_check import check_losses
+from fastslots.benchmark.slate_plot import draw_panel
 from fastslots.benchmark.slate_step import CLIP, PartTimes
 from fastslots.slate import SLATEConfig
 from fastslots.slate.official import NAMES
@@ -402,6 +404,15 @@ def test_plots_rows_with_and_without_memory(results, tmp_path):
     content = (tmp_path / "plots" / "steps.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) > 20_000
+
+
+def test_plot_says_where_nothing_was_counted(results):
+    axes = Figure().subplots()
+    rows = [results.rows[0], dataclasses.replace(results.rows[1], peak_bytes=None)]
+    case = dataclasses.replace(results, rows=rows).cases()
+    draw_panel(axes, case, "peak_bytes", 1.0)
+    assert [text.get_text() for text in axes.texts].count(" not counted") == 1
+    assert axes.get_xlim() == (-0.5, len(case) - 0.5)
 
 
 def test_refuses_to_plot_nothing(results, tmp_path):

@@ -42,7 +42,7 @@ def plot_steps(results: StepResults, path: Path) -> None:
     )
     backend.FigureCanvasAgg(figure)
     for axes, (column, unit, title) in zip(figure.subplots(2, 1), PANELS, strict=True):
-        _draw_panel(axes, results.cases(), column, unit)
+        draw_panel(axes, results.cases(), column, unit)
         axes.set_title(title, fontsize=11, loc="left")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
@@ -56,19 +56,24 @@ def plot_steps(results: StepResults, path: Path) -> None:
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
 
 
-def _draw_panel(axes: Axes, cases: dict[str, list[StepRow]], column: str, unit: float) -> None:
+def draw_panel(axes: Axes, cases: dict[str, list[StepRow]], column: str, unit: float) -> None:
+    """A bar for every row, of the row's `column` in `unit`s; says so where that is None."""
     providers = dict.fromkeys(
         (row.provider, row.gradient) for rows in cases.values() for row in rows
     )
     width = 0.85 / len(providers)
-    for place, (provider, gradient) in enumerate(providers):
-        bars = [
-            (index + (place - (len(providers) - 1) / 2) * width, getattr(row, column) / unit, row)
-            for index, rows in enumerate(cases.values())
-            for row in rows
-            if (row.provider, row.gradient) == (provider, gradient)
-            and getattr(row, column) is not None
-        ]
+    for number, (provider, gradient) in enumerate(providers):
+        bars = []
+        for index, rows in enumerate(cases.values()):
+            place = index + (number - (len(providers) - 1) / 2) * width
+            for row in rows:
+                if (row.provider, row.gradient) != (provider, gradient):
+                    continue
+                value = getattr(row, column)
+                if value is None:
+                    _say_that_nothing_was_counted(axes, place)
+                else:
+                    bars.append((place, value / unit, row))
         if not bars:
             continue
         places, heights, (row, *_) = zip(*bars, strict=True)
@@ -86,7 +91,15 @@ def _draw_panel(axes: Axes, cases: dict[str, list[StepRow]], column: str, unit: 
         )
     titles = [f"{rows[0].image_size} px\nV {rows[0].vocab_size}" for rows in cases.values()]
     axes.set_xticks(range(len(cases)), titles)
+    axes.set_xlim(-0.5, len(cases) - 0.5)  # where no bar is, too
     axes.margins(y=0.15)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _say_that_nothing_was_counted(axes: Axes, place: float) -> None:
+    """In place of a bar: the memory of CUDA graphs is a pool that stays allocated."""
+    axes.text(
+        place, 0, " not counted", fontsize=7, color="0.4", rotation=90, ha="center", va="bottom"
+    )
