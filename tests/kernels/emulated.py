@@ -29,6 +29,12 @@ MULTIPROCESSORS = 132  # of an H100 and an H200
 _TF32_BITS = np.uint32(0xFFFFE000)
 _CASTS = ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc")
 _aten = torch.ops.aten
+_PRODUCTS: dict[Any, Any] = {  # with and without a bias
+    _aten.mm.default: _aten.mm,
+    _aten.bmm.default: _aten.bmm,
+    _aten.addmm.default: _aten.mm,
+    _aten.baddbmm.default: _aten.bmm,
+}
 _product_blocks, _rows_blocks = products.product_blocks, products.rows_blocks
 _update_plan = update.update_plan
 
@@ -72,6 +78,7 @@ def gpu_arithmetic() -> Iterator[None]:
         exponent = a.data * np.float32(np.log2(np.e)) if op is np.exp else a.data
         power = np.exp2(exponent.astype(np.float64))
         noise = np.spacing(power.astype(np.float32)) * random.uniform(-1.5, 1.5, power.shape)
+        noise[exponent == np.floor(exponent)] = 0  # of 0 it is 1, as PTX has it of `ex2`
         return interpreter.TensorHandle((power + noise).astype(np.float32), a.dtype.scalar)
 
     replaced: dict[str, Any] = {
@@ -103,8 +110,16 @@ def gpu_arithmetic() -> Iterator[None]:
         yield
 
 
-class TF32Products(TorchDispatchMode):
-    """Products of float32 tensors as cuBLAS makes them where it takes TF32: operands rounded."""
+class GPUProducts(TorchDispatchMode):
+    """Eager products of float32 tensors as cuBLAS makes them, not as this CPU's library does.
+
+    Summed in order, one rounding each: a CPU adds up several sums of each entry, which is more exact, and how
+    much more depends on its make. With `tf32`, whose rounded operands are what counts, they are the CPU's.
+    """
+
+    def __init__(self, *, tf32: bool = False) -> None:
+        super().__init__()
+        self.tf32 = tf32
 
     def __torch_dispatch__(
         self,
@@ -113,12 +128,19 @@ class TF32Products(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Rounds the two factors of a product."""
-        if function in (_aten.mm.default, _aten.bmm.default):
-            args = (*map(_rounded, args[:2]), *args[2:])
-        elif function in (_aten.addmm.default, _aten.baddbmm.default):
-            args = (args[0], *map(_rounded, args[1:3]), *args[3:])
-        return function(*args, **kwargs or {})
+        """Makes the products itself, or rounds their factors."""
+        product = _PRODUCTS.get(function)
+        if product is None or args[-1].dtype != torch.float32:
+            return function(*args, **kwargs or {})
+        assert not kwargs, kwargs
+        *bias, left, right = args
+        if self.tf32:
+            result = product(_rounded(left), _rounded(right))
+        else:
+            zeros = np.zeros((*left.shape[:-1], right.shape[-1]), np.float32)
+            factors = left.detach().numpy(), right.detach().numpy()
+            result = torch.from_numpy(_summed_in_order(*factors, zeros))
+        return result + bias[0] if bias else result
 
 
 # Larger tiles, in fewer programs: entries of the same sums, added up in the same order.
@@ -136,8 +158,6 @@ def _wide_plan(sizes: Sizes, tile: torch.dtype) -> UpdatePlan:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    if x.dtype != torch.float32:
-        return x
     return ((x.detach().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
@@ -151,7 +171,7 @@ def _from_bfloat16(bits: Any) -> Any:
 
 def _summed_in_order(left: Any, right: Any, total: Any) -> Any:
     for k in range(left.shape[-1]):  # a product and a sum, rounded once
-        exact = left[..., k, None].astype(np.float64) * right[..., k, :] + total
+        exact = left[..., k, None].astype(np.float64) * right[..., k, None, :] + total
         total = exact.astype(np.float32)
     return total
 

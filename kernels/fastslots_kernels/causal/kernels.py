@@ -9,6 +9,12 @@ dropout, 0 or ``1 / (1 - dropout)``, and do the gradient of the output:
 
 Tables of N² entries are made tile by tile where they are used, and every sum has one order
 (FlashAttention-2, Dao 2023). Tiles on the diagonal come apart from the others, which need no mask.
+
+16 bits round away what lse and mean are off. float32 and float64 do not: there lse is float64, and mean is
+mended, for it and ``do vᵀ`` cancel where one key has most of the attention, and were rounded differently.
+Rows of ds sum to 0; what they sum to instead is the error of mean:
+
+    excess = Σ ds                     mean + excess, for dk   dq - excess ∘ (p k) / √D
 """
 
 import triton
@@ -49,9 +55,16 @@ def product(a, b, ACC: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def power(s, largest, SCALE: tl.constexpr, TILE: tl.constexpr):
-    """``exp((s - largest) SCALE)`` for a tile dtype; for 16 bits a multiply-add and a power of 2."""
+    """``exp((s - largest) SCALE)`` for a tile dtype; for 16 bits a multiply-add and a power of 2.
+
+    What float32 cannot hold of a float64 `largest` is subtracted from the difference.
+    """
     if TILE.primitive_bitwidth > 16:
-        return exponential((s - largest) * SCALE, TILE)
+        rounded = largest.to(s.dtype)
+        difference = s - rounded
+        if s.dtype != largest.dtype:
+            difference -= (largest - rounded).to(s.dtype)
+        return exponential(difference * SCALE, TILE)
     else:
         to_bits: tl.constexpr = SCALE * 1.4426950408889634
         return tl.exp2(s * to_bits - largest * to_bits)
@@ -65,7 +78,7 @@ def attention_kernel(
     rows_ptr,  # [B, H N] int32: hashes
     columns_ptr,  # [B, N] int32: hashes
     o_ptr,
-    lse_ptr,  # [B, H N]
+    lse_ptr,  # [B, H N], `lse_dtype`
     limit,
     length,
     num_blocks,
@@ -81,7 +94,7 @@ def attention_kernel(
 ):
     """``o`` and ``lse``. One program: some queries of a head of an image, the last ones first."""
     ROW: tl.constexpr = HEADS * SIZE
-    ACC: tl.constexpr = lse_ptr.dtype.element_ty
+    ACC: tl.constexpr = tl.float64 if q_ptr.dtype.element_ty == tl.float64 else tl.float32
     table = (tl.program_id(0) // num_blocks).to(tl.int64)
     start = (num_blocks - 1 - tl.program_id(0) % num_blocks) * QUERIES
     k_ptr = of_head(k_ptr, table, length, HEADS, SIZE)
@@ -114,7 +127,7 @@ def attention_kernel(
             largest = new
     o = total * divide(KEEP, weights)[:, None]
     store_rows(of_head(o_ptr, table, length, HEADS, SIZE), o, query, length, ROW, SIZE, PADDED)
-    lse = largest + tl.log(weights) * (1 / SCALE)
+    lse = largest.to(lse_ptr.dtype.element_ty) + tl.log(weights) * (1 / SCALE)
     tl.store(lse_ptr + table * length + query, lse, mask=query < length)
 
 
@@ -145,7 +158,8 @@ def queries_backward_kernel(
 ):
     """``dq`` and ``mean``. Programs as those of `attention_kernel`."""
     ROW: tl.constexpr = HEADS * SIZE
-    ACC: tl.constexpr = lse_ptr.dtype.element_ty
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
+    EXACT: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth > 16
     table = (tl.program_id(0) // num_blocks).to(tl.int64)
     start = (num_blocks - 1 - tl.program_id(0) % num_blocks) * QUERIES
     k_ptr = of_head(k_ptr, table, length, HEADS, SIZE)
@@ -158,10 +172,11 @@ def queries_backward_kernel(
     grad_ptr = of_head(grad_ptr, table, length, HEADS, SIZE)
     grad = load_rows(grad_ptr, query, length, ROW, SIZE, PADDED)
     mean = tl.sum(grad.to(ACC) * o.to(ACC), 1)
-    tl.store(mean_ptr + at, mean, mask=valid)
     row_hash = tl.load(rows_ptr + at, mask=valid, other=0)
     lse = tl.load(lse_ptr + at, mask=valid, other=0.0)
     total = tl.zeros([QUERIES, PADDED], ACC)
+    excess = tl.zeros([QUERIES], ACC)
+    mean_key = tl.zeros([QUERIES, PADDED], ACC)
     for ON_DIAGONAL in tl.static_range(2):
         for first in tl.range(
             ON_DIAGONAL * start, start + ON_DIAGONAL * QUERIES, KEYS, num_stages=STAGES
@@ -178,6 +193,13 @@ def queries_backward_kernel(
             d_attn = product(grad, v, ACC, PRECISION) * KEEP - mean[:, None]
             d_logits = attn * tl.where(dropped, -mean[:, None], d_attn)
             total = add_dot(total, d_logits.to(q.dtype), k, PRECISION)
+            if EXACT:
+                excess += tl.sum(d_logits, 1)
+                mean_key = add_dot(mean_key, attn.to(q.dtype), k, PRECISION)
+    if EXACT:
+        mean += excess
+        total -= excess[:, None] * mean_key
+    tl.store(mean_ptr + at, mean, mask=valid)
     d_q_ptr = of_head(d_q_ptr, table, length, HEADS, SIZE)
     store_rows(d_q_ptr, total * SCALE, query, length, ROW, SIZE, PADDED)
 
@@ -209,7 +231,7 @@ def keys_backward_kernel(
 ):
     """``dk`` and ``dv``. One program: some keys of a head of an image, the most read ones first."""
     ROW: tl.constexpr = HEADS * SIZE
-    ACC: tl.constexpr = lse_ptr.dtype.element_ty
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
     table = (tl.program_id(0) // num_blocks).to(tl.int64)
     start = tl.program_id(0) % num_blocks * KEYS
     q_ptr = of_head(q_ptr, table, length, HEADS, SIZE)

@@ -13,6 +13,7 @@ from fastslots_kernels.causal.kernels import (
     keys_backward_kernel,
     queries_backward_kernel,
 )
+from fastslots_kernels.causal.ops import lse_dtype
 from fastslots_kernels.fused import forward as fused
 from fastslots_kernels.fused.folded import float32_precision
 from fastslots_kernels.fused.launch import launch
@@ -85,9 +86,8 @@ def choose_tiles(dtype: torch.dtype, size: int, precision: str, warp_groups: boo
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Output ``[B, N, H D]`` and log-sum-exps ``[B, H N]``."""
-    dtype = torch.promote_types(call.q.dtype, torch.float32)
     output = torch.empty_like(call.q)
-    lse = torch.empty(call.rows.shape, dtype=dtype, device=call.q.device)
+    lse = call.rows.new_empty(call.rows.shape, dtype=lse_dtype(call.q.dtype))
     tile = call.tiles.forward
     _launch(call, attention_kernel, tile, tile.queries, (output, lse))
     return output, lse
@@ -98,7 +98,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, ``[B, N, H D]``, from that of the output."""
     d_q, d_k, d_v = (torch.empty_like(x) for x in (call.q, call.k, call.v))
-    mean = torch.empty_like(lse)
+    mean = torch.empty_like(lse, dtype=torch.promote_types(call.q.dtype, torch.float32))
     _, by_queries, by_keys = call.tiles
     tensors = output, lse, grad, d_q, mean
     _launch(call, queries_backward_kernel, by_queries, by_queries.queries, tensors)

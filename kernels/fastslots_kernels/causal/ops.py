@@ -20,6 +20,11 @@ def why_not(q: Tensor) -> str | None:
     return limits.why_not_device(q)
 
 
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of log-sum-exps: that of sharp attention is large, and what is lost of it each of its weights loses."""
+    return torch.float32 if dtype.itemsize == 2 else torch.float64
+
+
 @torch.library.custom_op("fastslots::causal_attention", mutates_args=())
 def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, num_heads: int, dropout: float
@@ -47,8 +52,7 @@ def causal_attention(
 
 @causal_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(q.shape), q.new_empty(rows.shape, dtype=dtype)
+    return q.new_empty(q.shape), q.new_empty(rows.shape, dtype=lse_dtype(q.dtype))
 
 
 @torch.library.custom_op("fastslots::causal_attention_backward", mutates_args=())
