@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fastslots.slate import SLATE
-from fastslots.training import find_checkpoint
+from fastslots.training import find_checkpoint, train
 from fastslots.training import run as run_module
 from fastslots.training.recipe import Plateau
 from fastslots.training.run import TrainingRun
@@ -39,13 +39,26 @@ def test_a_run_leaves_metrics_pictures_and_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_lowers_the_losses(tmp_path: Path) -> None:
-    recipe = tiny_recipe(
-        steps=150, warmup_steps=1, lr_main=3e-3, lr_dvae=3e-3, log_every=10, validate_every=150
-    )
-    run(tmp_path, recipe, images=4)
-    logged = rows(tmp_path, "train")
-    assert logged[-1]["mse"] < 0.8 * logged[0]["mse"]
-    assert logged[-1]["cross_entropy"] < 0.8 * logged[0]["cross_entropy"]
+    """First the dVAE alone, then all but it: tokens that change raise the cross-entropy as often as not."""
+    model = tiny_model()
+    for column, lr_dvae, lr_main, steps in [
+        ("mse", 3e-3, 1e-9, 30),
+        ("cross_entropy", 1e-9, 3e-3, 60),
+    ]:
+        folder = tmp_path / column
+        folder.mkdir()
+        recipe = tiny_recipe(
+            steps=steps,
+            warmup_steps=1,
+            lr_main=lr_main,
+            lr_dvae=lr_dvae,
+            log_every=10,
+            validate_every=steps,
+        )
+        train(model, recipe, Images(4), Images(6, seed=1), folder)
+        logged = rows(folder, "train")
+        # From the tenth step on; of six seeds the worst left 0.3 of the one and 0.7 of the other.
+        assert logged[-1][column] < 0.8 * logged[0][column]
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
