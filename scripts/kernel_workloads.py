@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 from unittest import mock
@@ -104,8 +104,10 @@ DECODERS = {
     "decoder-wide": Decoder(2, 1001, 3, 64, ("bf16", "ieee")),
 }
 ALL: dict[str, Workload | Decoder] = {**WORKLOADS, **DECODERS}
-# Those of the papers: for all that trains.
-PAPERS = frozenset(ALL) - {"long", "ragged", "gradcheck", "decoder-wide"}
+# What trains most: the papers' shapes under autocast.
+MOST = frozenset(
+    (name, "bf16") for name in ALL if name not in ("long", "ragged", "gradcheck", "decoder-wide")
+)
 
 
 def record(
@@ -164,20 +166,18 @@ def record_decoder(decoder: Decoder, precision: Precision, chip: str) -> list[La
     return launches
 
 
-def record_all(chips: Mapping[str, Iterable[str]]) -> Uses:
-    """The distinct configurations of workloads, by name, each on chips of its own."""
+def record_all(calls: Iterable[tuple[str, str, str]]) -> Uses:
+    """The distinct configurations of calls: names of a workload, of one of its precisions, and of a chip."""
     uses: Uses = {}
-    for name in chips:
+    for name, precision, chip in calls:
         workload = ALL[name]
-        for precision in workload.precisions:
-            for chip in chips[name]:
-                launches = (
-                    record_decoder(workload, PRECISIONS[precision], chip)
-                    if isinstance(workload, Decoder)
-                    else record(workload, PRECISIONS[precision], chip)
-                )
-                for one in launches:
-                    by_chip = uses.setdefault(configuration_of(one), {})
-                    users, user = by_chip.setdefault(chip, {}), f"{name} {precision}"
-                    users[user] = max(users.get(user, 0), math.prod(one.grid))
+        launches = (
+            record_decoder(workload, PRECISIONS[precision], chip)
+            if isinstance(workload, Decoder)
+            else record(workload, PRECISIONS[precision], chip)
+        )
+        for one in launches:
+            by_chip = uses.setdefault(configuration_of(one), {})
+            users, user = by_chip.setdefault(chip, {}), f"{name} {precision}"
+            users[user] = max(users.get(user, 0), math.prod(one.grid))
     return uses

@@ -54,6 +54,15 @@ def unchecked_offsets() -> Iterator[None]:
 
 
 @pytest.fixture
+def gpu_products() -> Iterator[None]:
+    """Products of float32, those of kernels and of PyTorch, are the same on every CPU: summed in order."""
+    from tests.kernels.emulated import GPUProducts, gpu_arithmetic  # noqa: PLC0415 - as above
+
+    with gpu_arithmetic(), GPUProducts():
+        yield
+
+
+@pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """`poisoned.poisoned_memory`."""
     with poisoned.poisoned_memory():

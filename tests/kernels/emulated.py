@@ -170,9 +170,12 @@ def _from_bfloat16(bits: Any) -> Any:
 
 
 def _summed_in_order(left: Any, right: Any, total: Any) -> Any:
+    left, right, total = left.astype(np.float64), right.astype(np.float64), total.copy()
+    exact = np.empty(total.shape)
     for k in range(left.shape[-1]):  # a product and a sum, rounded once
-        exact = left[..., k, None].astype(np.float64) * right[..., k, None, :] + total
-        total = exact.astype(np.float32)
+        np.multiply(left[..., k, None], right[..., k, None, :], out=exact)
+        exact += total
+        total[...] = exact
     return total
 
 

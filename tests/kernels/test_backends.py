@@ -51,7 +51,7 @@ def test_outputs_and_gradients_equal_the_reference_in_float64(case: Case, backen
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     b=st.integers(1, 2),
     n=st.integers(1, 40),
@@ -81,6 +81,7 @@ def test_equals_the_reference_at_any_size(
     assert_equal_in_float64(run(problem, backend), run(problem, "reference"))
 
 
+@pytest.mark.usefixtures("gpu_products")
 @pytest.mark.parametrize(
     ("backend", "dtype"),
     [
@@ -129,23 +130,29 @@ def _call(problem: Problem, backend: str, **options: Any) -> Any:
     return function, tensors
 
 
+def _gradcheck(function: Any, tensors: tuple[torch.Tensor, ...], backend: str) -> bool:
+    """In one random direction where kernels are interpreted, which for all entries takes minutes."""
+    return torch.autograd.gradcheck(function, tensors, fast_mode=backend == "triton")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_offsets")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(Case(n=5, c=4, d=4, k=2, m=3), id="one-head"),
-        pytest.param(Case(n=5, c=3, d=4, k=2, m=3, options={"num_heads": 2}), id="two-heads"),
+        pytest.param(Case(n=5, c=4, d=4, k=2, m=3, options={"num_iterations": 2}), id="two-steps"),
+        pytest.param(
+            Case(n=5, c=3, d=4, k=2, m=3, options={"num_iterations": 1, "num_heads": 2}),
+            id="two-heads",
+        ),
     ],
 )
 def test_gradcheck_passes_through_unrolled_steps(case: Case, backend: str) -> None:
     problem = make_problem(case)
-    function, tensors = _call(problem, backend, gradient="unrolled", num_iterations=2)
+    function, tensors = _call(problem, backend, gradient="unrolled")
     inputs, slots = problem.inputs.requires_grad_(), problem.slots.requires_grad_()
-    # Interpreted, the kernels take minutes for all entries one by one: here one random direction.
-    interpreted = backend == "triton"
-    assert torch.autograd.gradcheck(function, (inputs, slots, *tensors), fast_mode=interpreted)
+    assert _gradcheck(function, (inputs, slots, *tensors), backend)
 
 
 @pytest.mark.slow
@@ -156,7 +163,7 @@ def test_gradcheck_passes_through_the_implicit_step_with_a_mask(backend: str) ->
     problem.inputs = problem.inputs.nan_to_num(7.0)
     function, tensors = _call(problem, backend, gradient="neumann", num_iterations=0)
     inputs = problem.inputs.requires_grad_()
-    assert torch.autograd.gradcheck(function, (inputs, problem.slots, *tensors))
+    assert _gradcheck(function, (inputs, problem.slots, *tensors), backend)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])

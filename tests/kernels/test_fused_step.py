@@ -194,8 +194,8 @@ def kept_bytes(module: SlotAttention, inputs: Tensor, slots: Tensor, num_iterati
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_offsets")
 def test_an_implicit_step_keeps_little_and_the_same_for_any_number_of_iterations() -> None:
-    module = SlotAttention(1, 12, 192, 192, 192, backend="triton")
-    inputs, slots = torch.randn(1, 1024, 192, requires_grad=True), torch.randn(1, 12, 192)
+    module = SlotAttention(1, 6, 64, 64, 64, backend="triton")
+    inputs, slots = torch.randn(1, 1024, 64, requires_grad=True), torch.randn(1, 6, 64)
     kept = [kept_bytes(module, inputs, slots, iterations) for iterations in (1, 4)]
     assert kept[0] == kept[1]
     assert 0 < kept[0] <= 0.15 * inputs.numel() * inputs.element_size()

@@ -196,6 +196,7 @@ def test_gradients_match_autograd_in_float64(sizes: Sizes) -> None:
         assert error <= 1e-11 * scale, f"{name}: error {error:.3g}, scale {scale:.3g}"
 
 
+@pytest.mark.usefixtures("gpu_products")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_gradients_are_within_twice_the_error_of_autograd(sizes: Sizes, dtype: torch.dtype) -> None:

@@ -152,8 +152,7 @@ def test_token_cross_entropy_is_the_forward_s():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
+@pytest.mark.parametrize(("gradient", "hard"), [("neumann", False), ("unrolled", True)])
 def test_training_step_compiles_into_one_graph_with_the_same_gradients(gradient, hard):
     model = small_model(gradient=gradient, num_decoder_blocks=2, num_iterations=2, dropout=0.3)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
