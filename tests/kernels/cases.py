@@ -48,8 +48,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-SLATE = Case(b=4, n=256, c=192, d=192, k=6, m=192, options={"num_iterations": 2})
-WIDE = Case(b=2, n=300, c=256, d=256, k=24, m=1024, options={"num_iterations": 1})
+SLATE = Case(b=2, n=256, c=192, d=192, k=6, m=192, options={"num_iterations": 2})
+WIDE = Case(b=1, n=300, c=256, d=256, k=24, m=1024, options={"num_iterations": 1})
 CLEVR = Case(b=2, n=1000, c=64, d=64, k=11, m=128)
 RAGGED = Case(n=101, c=40, d=24, k=5, m=56, masked=True, options={"num_heads": 3})
 # Of which rounding is judged, on a GPU and as a GPU would round.
