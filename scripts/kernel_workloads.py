@@ -104,7 +104,7 @@ DECODERS = {
     "decoder-wide": Decoder(2, 1001, 3, 64, ("bf16", "ieee")),
 }
 ALL: dict[str, Workload | Decoder] = {**WORKLOADS, **DECODERS}
-# What trains most: the papers' shapes under autocast.
+# What trains most: the papers' shapes in bfloat16.
 MOST = frozenset(
     (name, "bf16") for name in ALL if name not in ("long", "ragged", "gradcheck", "decoder-wide")
 )

@@ -140,17 +140,20 @@ def test_error_with_tf32_is_far_from_twice_the_eager_error(shape: Shape) -> None
 @interpreted
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # read by opcheck itself
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_operators_are_registered_as_pytorch_wants_them(requires_grad: bool) -> None:
+def test_operators_are_registered_as_pytorch_wants_them(
+    requires_grad: bool, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(0)
     made = Noise(sample_keys(range(2), 0)).draw(3 * 5, 5)
-    x = [torch.randn(2, 5, 12, generator=generator).double() for _ in range(5)]
+    x = [torch.randn(2, 5, 12, generator=generator).to(dtype) for _ in range(5)]
     # Not contiguous, as slices are.
     x = [torch.cat([t, t], 2)[..., :12].requires_grad_(requires_grad) for t in x]
     hashes = made.rows.flatten(1), made.columns.flatten(1)
     torch.library.opcheck(ops.causal_attention, (*x[:3], *hashes, 3, DROPOUT))
     if not requires_grad:
-        lse = torch.randn(2, 15, generator=generator).double()
+        lse = torch.randn(2, 15, generator=generator).to(ops.lse_dtype(dtype))
         arguments = (*x[:3], *hashes, x[3], lse, x[4], 3, DROPOUT)
         torch.library.opcheck(ops.causal_attention_backward, arguments)
 

@@ -89,7 +89,7 @@ def test_torch_backend_passes(program, options, capsys):
     "options",
     [
         "--dtype float16 --masked --heads 2",
-        "--dtype float64 --gradient unrolled --iterations 1 --heads 4",
+        "--dtype float64 --gradient unrolled --iterations 1 --heads 4 --numeric",
     ],
 )
 def test_triton_backend_passes(program, options, capsys):
