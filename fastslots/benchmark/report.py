@@ -37,7 +37,7 @@ Column = tuple[str, Callable[[Row], str]]
 def result_tables(results: Results) -> list[Table]:
     """One rich table per case."""
     return [
-        terminal_table(case_title(rows[0]), *_headings_and_cells(rows, rows), num_left=2)
+        terminal_table(case_title(rows[0]), *_headings_and_cells(rows, rows), num_left=3)
         for rows in results.cases().values()
     ]
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from fastslots.cli.flags import with_flags
+from fastslots.cli.tables import show_results
 from fastslots.comparison import Settings
 from fastslots.comparison import compare as run_comparison
-from fastslots.comparison.report import markdown
+from fastslots.comparison.report import LEGEND, comparison_table, markdown
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
 
@@ -81,5 +82,5 @@ def compare(
         commit=commit,
         progress=typer.echo,
     )
-    typer.echo(markdown(comparison))
+    show_results(markdown(comparison), [comparison_table(comparison)], [LEGEND])
     typer.echo(f"wrote {output}")

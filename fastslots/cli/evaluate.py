@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -18,6 +19,7 @@ from rich.table import Table
 from fastslots.benchmark.environment import describe_environment
 from fastslots.cli.flags import with_flags
 from fastslots.cli.run_config import absolute_paths, read_config
+from fastslots.cli.tables import show_line
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource, Split
 from fastslots.devices import choose_device
@@ -185,16 +187,22 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _show(result: Evaluation, which: str, split: str) -> None:
-    table = Table(title=f"{which} on {result.num_images} images of split {split}")
-    table.add_column("mean over images")
-    for heading in ("mean", "standard error", "images"):
-        table.add_column(heading, justify="right")
+    """Prints the means, 60 characters wide at most, and why others are missing."""
+    title = f"{which} on {result.num_images} images of split {split}"
+    table = Table(
+        title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("mean over images", overflow="fold")
+    for heading in ("mean", "std err", "images"):
+        table.add_column(heading, justify="right", overflow="fold")
     for name, mean in result.means.items():
-        if mean is None:
-            table.add_row(name, result.unmeasured[name], "", "")
-            continue
-        error = "" if mean.standard_error is None else f"{mean.standard_error:.2g}"
-        table.add_row(name, f"{mean.mean:.5g}", error, str(mean.images))
-    Console().print(table)
+        if mean is not None:
+            error = "" if mean.standard_error is None else f"{mean.standard_error:.2g}"
+            table.add_row(name, f"{mean.mean:.5g}", error, str(mean.images))
+    console = Console()
+    console.print(table)
+    for reason in dict.fromkeys(result.unmeasured.values()):
+        names = [name for name, its_reason in result.unmeasured.items() if its_reason == reason]
+        show_line(console, f"not measured: {', '.join(names)} ({reason})")
     examples = ", ".join(f"{e.rank} {e.score:.2f} (image {e.image})" for e in result.examples)
-    typer.echo(f"by {result.ranked_by}: {examples}")
+    show_line(console, f"by {result.ranked_by}: {examples}")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from fastslots.benchmark.report import markdown_table, terminal_table
 from fastslots.comparison.record import POINT, ArmRecord, Comparison
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 EVALUATED = (  # metric, digits behind the point, heading
     ("cross_entropy_nats_per_image", 1, "cross-entropy"),
@@ -21,12 +27,18 @@ LEGEND = (
 
 def markdown(comparison: Comparison) -> str:
     """The table, and what its columns mean."""
+    return f"{markdown_table(*_headings_and_cells(comparison), num_left=1)}\n\n{LEGEND}"
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The table for a terminal."""
+    return terminal_table("", *_headings_and_cells(comparison), num_left=1)
+
+
+def _headings_and_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     headings = [*HEADINGS, *(heading for _, _, heading in EVALUATED)]
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
     size = comparison.settings["batch_size"]
-    lines += [_row(name, arm, size) for name, arm in comparison.arms.items()]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n{LEGEND}"
+    return headings, [_row(name, arm, size) for name, arm in comparison.arms.items()]
 
 
 def _row(name: str, arm: ArmRecord, batch_size: int) -> list[str]:

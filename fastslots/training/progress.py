@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 _COLUMNS = (
     "cross-entropy {cross_entropy:.1f}  mse {mse:.1f}  slots used {slots_used:.1f}  "
     "{images_per_second:.0f} images/s"
 )
+
+
+WIDE = 140  # characters of a line that has room for all of it
 
 
 class TrainingProgress:
@@ -23,12 +27,13 @@ class TrainingProgress:
     def __init__(self, first_step: int, steps: int, *, shown: bool = True) -> None:
         self.console = Console(quiet=not shown)
         self.steps = steps
+        # Where the terminal is narrow the losses take several lines, and nothing else gives way to them.
         self.bar = Progress(
             TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TimeRemainingColumn(),
+            BarColumn(40 if self.console.width >= WIDE else 8),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[losses]}", table_column=Column()),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
             console=self.console,
             disable=not (shown and self.console.is_terminal),
