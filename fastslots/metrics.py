@@ -95,7 +95,7 @@ def squared_error(image: Tensor, recon: Tensor) -> Tensor:
     """
     if image.shape != recon.shape or image.ndim < 2:
         raise ValueError(
-            f"image and recon must have one shape [B, ...], got {list(image.shape)} and "
+            f"image and recon must have one shape [B, ...]; got {list(image.shape)} and "
             f"{list(recon.shape)}"
         )
     return (image.double() - recon.double()).square().flatten(1).sum(1)
@@ -114,7 +114,7 @@ def slots_used(attn: Tensor) -> Tensor:
         ValueError: If attn is no ``[B, N, K]`` with K at least 1.
     """
     if attn.ndim != 3 or attn.shape[2] < 1:
-        raise ValueError(f"attn must be [B, N, K] with K at least 1, got {list(attn.shape)}")
+        raise ValueError(f"attn must be [B, N, K] with K at least 1; got {list(attn.shape)}")
     used = torch.zeros(attn.shape[0], attn.shape[2], dtype=torch.float64, device=attn.device)
     return used.scatter_(1, attn.argmax(2), 1.0).sum(1)
 
@@ -125,7 +125,7 @@ def _shared_pixels(true: Tensor, pred: Tensor) -> Tensor:
     _check_labels("pred", pred)
     if true.shape != pred.shape:
         raise ValueError(
-            f"pred must have the shape of true, {list(true.shape)}, got {list(pred.shape)}"
+            f"pred must have the shape of true, {list(true.shape)}; got {list(pred.shape)}"
         )
     true, pred = true.flatten(1).long(), pred.to(true.device).flatten(1).long()
     rows, columns = (int(m.amax()) + 1 if m.numel() else 1 for m in (true, pred))
@@ -138,16 +138,16 @@ def _shared_pixels(true: Tensor, pred: Tensor) -> Tensor:
 def _check_labels(name: str, labels: object) -> None:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name} must be a tensor of integers, got {got}")
+        raise TypeError(f"{name} must be a tensor of integers; got {got}")
     if labels.ndim < 2:
         raise ValueError(
-            f"{name} must be [B, ...], a map for every image, got {list(labels.shape)}"
+            f"{name} must be [B, ...], a map for every image; got {list(labels.shape)}"
         )
     if labels.dtype == torch.uint8 or not labels.numel():
         return
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high > MAX_LABEL:
-        raise ValueError(f"{name} must hold labels from 0 to {MAX_LABEL}, got {low} to {high}")
+        raise ValueError(f"{name} must hold labels from 0 to {MAX_LABEL}; got {low} to {high}")
 
 
 def _ordered_pairs(count: Tensor) -> Tensor:

@@ -70,9 +70,9 @@ class Noise:
 
     def __init__(self, keys: Tensor) -> None:
         if keys.dtype != torch.int32:
-            raise TypeError(f"keys must be torch.int32, got {keys.dtype}")
+            raise TypeError(f"keys must be torch.int32; got {keys.dtype}")
         if keys.ndim != 2 or keys.shape[1] != 2:
-            raise ValueError(f"keys must have shape (B, 2), got {tuple(keys.shape)}")
+            raise ValueError(f"keys must have shape (B, 2); got {tuple(keys.shape)}")
         self.keys = keys
         self.num_draws = 0
         self.draw_hash = self._hash_of(_DRAWS, _MOST_DRAWS)

@@ -76,7 +76,7 @@ def slot_panels(
     """
     _check_images(image, recon=recon, through_slots=through_slots)
     if attn.shape[:1] != image.shape[:1]:
-        raise ValueError(f"attn must be [{len(image)}, N, K], as image, got {list(attn.shape)}")
+        raise ValueError(f"attn must be [{len(image)}, N, K], as image; got {list(attn.shape)}")
     _check_attn(attn, image.shape[-1])
     image, recon, through_slots, attn = (
         tensor.detach().to(image.device, torch.float32)
@@ -128,10 +128,10 @@ def save_panels(
     """
     panels = slot_panels(image, recon, through_slots, attn, masks)
     if not len(panels):
-        raise ValueError("image must hold at least one image, got 0")
+        raise ValueError("image must hold at least one image; got 0")
     if row_labels is not None and len(row_labels) != len(panels):
         raise ValueError(
-            f"row_labels must be one for each of the {len(panels)} images, got {len(row_labels)}"
+            f"row_labels must be one for each of the {len(panels)} images; got {len(row_labels)}"
         )
     headings = _headings(attn.shape[2], with_masks=masks is not None) if labels else []
     picture = _arranged(panels, headings, row_labels or [])
@@ -142,11 +142,11 @@ def save_panels(
 
 def _check_images(image: Tensor, **others: Tensor) -> None:
     if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] != image.shape[3]:
-        raise ValueError(f"image must be [B, 3, S, S], got {list(image.shape)}")
+        raise ValueError(f"image must be [B, 3, S, S]; got {list(image.shape)}")
     for name, other in others.items():
         if other.shape != image.shape:
             raise ValueError(
-                f"{name} must have the shape of image, {list(image.shape)}, got {list(other.shape)}"
+                f"{name} must have the shape of image, {list(image.shape)}; got {list(other.shape)}"
             )
 
 
@@ -154,7 +154,7 @@ def _check_masks(masks: Tensor, image: Tensor) -> None:
     expected = [len(image), *image.shape[2:]]
     if list(masks.shape) != expected or masks.is_floating_point():
         raise ValueError(
-            f"masks must be integers {expected}, as image, got {masks.dtype} {list(masks.shape)}"
+            f"masks must be integers {expected}, as image; got {masks.dtype} {list(masks.shape)}"
         )
 
 
@@ -167,14 +167,14 @@ def _tinted(image: Tensor, index: Tensor) -> Tensor:
 
 def _check_attn(attn: Tensor, image_size: int) -> None:
     if attn.ndim != 3 or not 1 <= attn.shape[2] <= 256:
-        raise ValueError(f"attn must be [B, N, K] with K from 1 to 256, got {list(attn.shape)}")
+        raise ValueError(f"attn must be [B, N, K] with K from 1 to 256; got {list(attn.shape)}")
     side = math.isqrt(attn.shape[1])
     if side < 1 or side * side != attn.shape[1]:
-        raise ValueError(f"attn must have a square number of tokens, got N = {attn.shape[1]}")
+        raise ValueError(f"attn must have a square number of tokens; got N = {attn.shape[1]}")
     if image_size < side or image_size % side:
         raise ValueError(
             f"image_size must be a multiple of {side}, the square root of the {attn.shape[1]}"
-            f" tokens, got {image_size}"
+            f" tokens; got {image_size}"
         )
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastslots.initialization import gru_cell, linear
-from fastslots_kernels import (
-    SlotAttentionWeights,
-    check_count,
-    check_options,
-    resolve_backend,
-    slot_attention,
-)
+from fastslots_kernels import SlotAttentionWeights, resolve_backend, slot_attention
+from fastslots_kernels.api import check_options
+from fastslots_kernels.checks import check_choice, check_count, check_multiple
 
 SOLVERS = ("iteration", "broyden")
 
@@ -75,23 +71,13 @@ class SlotAttention(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        sizes = {
-            "num_slots": num_slots,
-            "input_size": input_size,
-            "slot_size": slot_size,
-            "mlp_hidden_size": mlp_hidden_size,
-            "num_heads": num_heads,
-        }
-        for name, value in sizes.items():
-            check_count(name, value, 1)
-        if slot_size % num_heads:
-            raise ValueError(f"num_heads must divide slot_size {slot_size}; got {num_heads}")
+        self.num_slots = num_slots = check_count("num_slots", num_slots, 1)
+        self.input_size = input_size = check_count("input_size", input_size, 1)
+        self.slot_size = slot_size = check_count("slot_size", slot_size, 1)
+        self.mlp_hidden_size = check_count("mlp_hidden_size", mlp_hidden_size, 1)
+        self.num_heads = num_heads = check_count("num_heads", num_heads, 1)
+        check_multiple("slot_size", slot_size, "num_heads", num_heads)
         self.num_iterations = num_iterations
-        self.num_slots = num_slots
-        self.input_size = input_size
-        self.slot_size = slot_size
-        self.mlp_hidden_size = mlp_hidden_size
-        self.num_heads = num_heads
         self.epsilon = epsilon
         self.solver = solver
         self.gradient = gradient
@@ -111,9 +97,9 @@ class SlotAttention(nn.Module):
         self.project_v = linear(input_size, slot_size, bias=False)
         self.gru = gru_cell(slot_size, slot_size)
         self.mlp = nn.Sequential(
-            linear(slot_size, mlp_hidden_size, weight_init="kaiming"),
+            linear(slot_size, self.mlp_hidden_size, weight_init="kaiming"),
             nn.ReLU(),
-            linear(mlp_hidden_size, slot_size),
+            linear(self.mlp_hidden_size, slot_size),
         )
 
     def forward(
@@ -168,8 +154,7 @@ class SlotAttention(nn.Module):
         return self.gradient == "unrolled" or self.init_gradient == "straight-through"
 
     def _check_options(self, num_iterations: int) -> None:
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {SOLVERS}; got {self.solver!r}")
+        check_choice("solver", self.solver, SOLVERS)
         for name in ("solver", "gradient"):
             if getattr(self, name) == "broyden":
                 raise RuntimeError(

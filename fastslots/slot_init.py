@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastslots.noise import Noise
-from fastslots_kernels import check_count
+from fastslots_kernels.checks import check_choice, check_count
 
 KINDS = ("gaussian", "learned")
 _log = logging.getLogger("fastslots")
@@ -32,11 +32,9 @@ class SlotInit(nn.Module):
 
     def __init__(self, num_slots: int, slot_size: int, kind: str = "gaussian") -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}; got {kind!r}")
-        for name, value in (("num_slots", num_slots), ("slot_size", slot_size)):
-            check_count(name, value, 1)
-        self.num_slots, self.slot_size, self.kind = num_slots, slot_size, kind
+        self.kind = check_choice("kind", kind, KINDS)
+        self.num_slots = num_slots = check_count("num_slots", num_slots, 1)
+        self.slot_size = slot_size = check_count("slot_size", slot_size, 1)
         if kind == "gaussian":
             self.slot_mu = nn.Parameter(torch.empty(1, 1, slot_size))
             self.slot_log_sigma = nn.Parameter(torch.empty(1, 1, slot_size))
@@ -65,8 +63,8 @@ class SlotInit(nn.Module):
             TypeError: If a number is no int.
         """
         num_slots = self.num_slots if num_slots is None else num_slots
-        check_count("batch_size", batch_size, 0)
-        check_count("num_slots", num_slots, 1)
+        batch_size = check_count("batch_size", batch_size, 0)
+        num_slots = check_count("num_slots", num_slots, 1)
         if self.kind == "learned":
             if num_slots != self.num_slots:
                 raise ValueError(

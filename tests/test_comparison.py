@@ -183,9 +183,9 @@ def test_memory_takes_what_can_be_rendered_in_time(monkeypatch):
     [
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"seed": -1}, "seed must be at least 0; got -1"),
-        ({"lr_main": 0.0}, "lr_main must be above 0; got 0.0"),
+        ({"lr_main": 0.0}, "lr_main must be above 0 and finite; got 0.0"),
         ({"clip": math.nan}, "clip must be above 0; got nan"),
-        ({"image_size": 30}, "image_size must be a multiple of the patch size 4, got 30"),
+        ({"image_size": 30}, "image_size must be a multiple of the patch size 4; got 30"),
     ],
 )
 def test_rejects(changes, message):
@@ -196,7 +196,7 @@ def test_rejects(changes, message):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"minutes": 0}, "minutes must be above 0; got 0"),
+        ({"minutes": 0}, "minutes must be above 0 and finite; got 0"),
         ({"minutes": 1, "steps": 0}, "steps must be at least 1; got 0"),
     ],
 )

@@ -241,14 +241,14 @@ def test_slots_used_counts_the_slots_that_win_a_token() -> None:
 @each_metric
 def test_rejects_maps_of_different_shapes(metric: Metric) -> None:
     maps = torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, 16, dtype=torch.uint8)
-    message = r"^pred must have the shape of true, \[2, 4, 4\], got \[2, 16\]$"
+    message = r"^pred must have the shape of true, \[2, 4, 4\]; got \[2, 16\]$"
     with pytest.raises(ValueError, match=message):
         metric(*maps)
 
 
 @each_metric
 def test_rejects_a_map_without_a_batch(metric: Metric) -> None:
-    with pytest.raises(ValueError, match=r"^true must be \[B, ...\], a map .*, got \[4\]$"):
+    with pytest.raises(ValueError, match=r"^true must be \[B, ...\], a map .*; got \[4\]$"):
         metric(torch.zeros(4, dtype=torch.uint8), torch.zeros(4, dtype=torch.uint8))
 
 
@@ -257,7 +257,7 @@ def test_rejects_a_map_without_a_batch(metric: Metric) -> None:
 def test_rejects_a_label_out_of_range(name: str, label: int, got: str) -> None:
     maps = {"true": torch.zeros(1, 4, dtype=torch.int64), "pred": torch.zeros(1, 4).long()}
     maps[name][0, 1] = label
-    with pytest.raises(ValueError, match=f"^{name} must hold labels from 0 to 255, got {got}$"):
+    with pytest.raises(ValueError, match=f"^{name} must hold labels from 0 to 255; got {got}$"):
         mean_best_overlap(**maps)
 
 
@@ -270,18 +270,18 @@ def test_rejects_a_label_out_of_range(name: str, label: int, got: str) -> None:
 def test_rejects_labels_that_are_no_integers(name: str, labels: object, got: str) -> None:
     maps: dict[str, object] = dict.fromkeys(("true", "pred"), torch.zeros(1, 4).long())
     maps[name] = labels
-    with pytest.raises(TypeError, match=f"^{name} must be a tensor of integers, got {got}$"):
+    with pytest.raises(TypeError, match=f"^{name} must be a tensor of integers; got {got}$"):
         adjusted_rand_index(**maps)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 4), (2,)])
 def test_rejects_a_reconstruction_of_another_shape(shape: tuple[int, ...]) -> None:
     image = torch.zeros(2, 3, 8, 8) if len(shape) > 1 else torch.zeros(2)
-    with pytest.raises(ValueError, match=r"^image and recon must have one shape \[B, ...\], got "):
+    with pytest.raises(ValueError, match=r"^image and recon must have one shape \[B, ...\]; got "):
         squared_error(image, torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (2, 4, 0)])
 def test_rejects_attention_that_is_none(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"^attn must be \[B, N, K\] with K at least 1, got \["):
+    with pytest.raises(ValueError, match=r"^attn must be \[B, N, K\] with K at least 1; got \["):
         slots_used(torch.zeros(shape))

@@ -131,9 +131,9 @@ def test_no_samples_have_no_noise():
 
 
 def test_keys_of_another_kind_are_named():
-    with pytest.raises(TypeError, match=r"keys must be torch.int32, got torch.int64"):
+    with pytest.raises(TypeError, match=r"keys must be torch.int32; got torch.int64"):
         Noise(torch.zeros(3, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"keys must have shape \(B, 2\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"keys must have shape \(B, 2\); got \(3,\)"):
         Noise(torch.zeros(3, dtype=torch.int32))
 
 

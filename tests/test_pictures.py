@@ -252,7 +252,7 @@ def test_importing_the_modules_needs_neither_pillow_nor_torchvision():
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 3, 16, 8)])
 def test_rejects_images_of_the_wrong_shape(shape):
     _, recon, through_slots, attn = make_inputs()
-    with pytest.raises(ValueError, match=r"^image must be \[B, 3, S, S\], got \[.*\]$"):
+    with pytest.raises(ValueError, match=r"^image must be \[B, 3, S, S\]; got \[.*\]$"):
         slot_panels(torch.zeros(shape), recon, through_slots, attn)
 
 
@@ -260,14 +260,14 @@ def test_rejects_images_of_the_wrong_shape(shape):
 def test_rejects_a_reconstruction_of_another_shape(name):
     inputs = dict(zip(("image", "recon", "through_slots", "attn"), make_inputs(), strict=True))
     inputs[name] = torch.zeros(2, 3, 8, 8)
-    message = rf"^{name} must have the shape of image, \[2, 3, 16, 16\], got \[2, 3, 8, 8\]$"
+    message = rf"^{name} must have the shape of image, \[2, 3, 16, 16\]; got \[2, 3, 8, 8\]$"
     with pytest.raises(ValueError, match=message):
         slot_panels(**inputs)
 
 
 def test_rejects_attention_of_another_batch_size():
     image, recon, through_slots, attn = make_inputs()
-    with pytest.raises(ValueError, match=r"^attn must be \[2, N, K\], as image, got \[1, 16, 3\]$"):
+    with pytest.raises(ValueError, match=r"^attn must be \[2, N, K\], as image; got \[1, 16, 3\]$"):
         slot_panels(image, recon, through_slots, attn[:1])
 
 
@@ -285,19 +285,19 @@ def test_rejects_masks_that_do_not_fit_the_image(masks, got):
 
 
 def test_rejects_another_number_of_row_labels_than_rows(tmp_path):
-    with pytest.raises(ValueError, match=r"^row_labels must be one for each of the 2 .*, got 1$"):
+    with pytest.raises(ValueError, match=r"^row_labels must be one for each of the 2 .*; got 1$"):
         save_panels(tmp_path / "a.png", *make_inputs(), row_labels=["best"])
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (1, 4, 0), (1, 4, 257), (1, 4, 2, 2)])
 def test_rejects_attention_of_the_wrong_shape(shape):
-    with pytest.raises(ValueError, match=r"^attn must be \[B, N, K\] with K from 1 to 256, got \["):
+    with pytest.raises(ValueError, match=r"^attn must be \[B, N, K\] with K from 1 to 256; got \["):
         segmentation(torch.zeros(shape), 4)
 
 
 @pytest.mark.parametrize("num_tokens", [0, 5, 8])
 def test_rejects_a_number_of_tokens_that_is_no_square(num_tokens):
-    with pytest.raises(ValueError, match=rf"square number of tokens, got N = {num_tokens}$"):
+    with pytest.raises(ValueError, match=rf"square number of tokens; got N = {num_tokens}$"):
         segmentation(torch.zeros(1, num_tokens, 2), 4)
 
 
@@ -308,6 +308,6 @@ def test_rejects_an_image_size_that_the_tokens_do_not_divide(image_size):
 
 
 def test_rejects_an_empty_batch(tmp_path):
-    with pytest.raises(ValueError, match=r"^image must hold at least one image, got 0$"):
+    with pytest.raises(ValueError, match=r"^image must hold at least one image; got 0$"):
         save_panels(tmp_path / "a.png", *make_inputs(batch=0))
     assert not (tmp_path / "a.png").exists()

@@ -96,7 +96,7 @@ def test_init_learns_tells_whether_a_gradient_reaches_the_initial_slots(
     [
         ({"num_slots": 0}, "num_slots must be at least 1; got 0"),
         ({"mlp_hidden_size": -1}, "mlp_hidden_size must be at least 1; got -1"),
-        ({"num_heads": 3}, "num_heads must divide slot_size 8; got 3"),
+        ({"num_heads": 3}, "slot_size must be a multiple of num_heads 3; got 8"),
         ({"num_iterations": -1}, "num_iterations must be at least 0"),
         ({"solver": "anderson"}, "solver must be one of .*'anderson'"),
         ({"gradient": "bptt"}, "gradient must be one of .*'bptt'"),

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from fastslots_kernels.checks import check_choice, check_count, check_multiple
+
 DEFAULT_ITERATIONS = (1, 3, 7, 15, 31, 63, 127)
 DTYPES = {str(t)[6:]: t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 # "ieee": products in the tensors' dtype, tf32 off. "tf32": float32 products rounded to tf32. "bf16":
 # bfloat16 autocast around float32 tensors.
 PRECISIONS = ("ieee", "tf32", "bf16")
 GRADIENTS = ("unrolled", "implicit")
-
-
-def is_count(value: object) -> bool:
-    """Whether it is a positive int."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,8 @@ class Case:
         precision: Of `PRECISIONS`; "tf32" and "bf16" need dtype float32.
 
     Raises:
-        ValueError: If a number is no positive int, heads do not divide D, a name is unknown, or precision
+        TypeError: If a number is no int.
+        ValueError: If a number is not positive, heads do not divide D, a name is unknown, or precision
             and dtype do not go together.
     """
 
@@ -55,21 +53,17 @@ class Case:
     precision: str = "ieee"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {tuple(DTYPES)}; got {self.dtype!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}; got {self.precision!r}")
+        check_choice("dtype", self.dtype, tuple(DTYPES))
+        check_choice("precision", self.precision, PRECISIONS)
         if self.precision != "ieee" and self.dtype != "float32":
             raise ValueError(f"precision {self.precision!r} needs dtype float32; got {self.dtype}")
         for name, size in self.sizes.items():
-            if not is_count(size):
-                raise ValueError(f"{name} must be a positive int; got {size!r}")
-        if self.slot_size % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide slot_size {self.slot_size}; got {self.num_heads}"
-            )
-        if not self.iterations or not all(map(is_count, self.iterations)):
-            raise ValueError(f"iterations must be positive ints; got {self.iterations!r}")
+            check_count(name, size, 1)
+        check_multiple("slot_size", self.slot_size, "num_heads", self.num_heads)
+        if not self.iterations:
+            raise ValueError("iterations must be at least one number; got none")
+        for count in self.iterations:
+            check_count("iterations", count, 1)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -128,9 +122,7 @@ def preset(name: str) -> tuple[Case, ...]:
     Raises:
         ValueError: If there is none of that name.
     """
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {tuple(PRESETS)}; got {name!r}")
-    return PRESETS[name]
+    return PRESETS[check_choice("preset", name, tuple(PRESETS))]
 
 
 def check_names(what: str, names: Sequence[str] | None, valid: tuple[str, ...]) -> None:

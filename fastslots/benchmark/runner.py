@@ -18,6 +18,7 @@ from fastslots.benchmark.prepare import Prepared, Progress, left_out_of, prepare
 from fastslots.benchmark.providers import Provider
 from fastslots.benchmark.results import Measured, Results, Row
 from fastslots.benchmark.timing import Times, time_in_turns
+from fastslots_kernels.checks import check_count, check_number
 
 
 def run_benchmark(
@@ -51,6 +52,7 @@ def run_benchmark(
         progress: Called with what is done next.
 
     Raises:
+        TypeError: If one is no number.
         ValueError: If repeats is less than 3 or a limit is negative.
     """
     check_limits(
@@ -130,8 +132,6 @@ def check_limits(repeats: int, **limits: float) -> None:
     Raises:
         ValueError: If repeats is less than 3 or a limit is negative.
     """
-    if repeats < 3:
-        raise ValueError(f"repeats must be at least 3; got {repeats}")
+    check_count("repeats", repeats, 3)
     for name, limit in limits.items():
-        if not limit >= 0:
-            raise ValueError(f"{name} must be at least 0; got {limit}")
+        check_number(name, limit, least=0, finite=False)

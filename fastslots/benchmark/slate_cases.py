@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fastslots.benchmark.cases import GRADIENTS, check_names, is_count
+from fastslots.benchmark.cases import GRADIENTS, check_names
 from fastslots.slate.config import SLATEConfig
+from fastslots_kernels.checks import check_choice, check_count
 
 IMPLEMENTATIONS = ("public", "fastslots")
 PRECISIONS = ("float32", "bf16")
@@ -24,7 +25,8 @@ class StepCase:
         precision: Of `PRECISIONS`; "bf16" is autocast, with weights and optimiser in float32.
 
     Raises:
-        ValueError: If batch_size is no positive int or precision is unknown.
+        TypeError: If batch_size is no int.
+        ValueError: If batch_size is not positive or precision is unknown.
     """
 
     config: SLATEConfig
@@ -32,10 +34,8 @@ class StepCase:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if not is_count(self.batch_size):
-            raise ValueError(f"batch_size must be a positive int; got {self.batch_size!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}; got {self.precision!r}")
+        check_count("batch_size", self.batch_size, 1)
+        check_choice("precision", self.precision, PRECISIONS)
 
     @property
     def name(self) -> str:

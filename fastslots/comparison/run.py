@@ -19,6 +19,7 @@ from fastslots.comparison.record import FILE, ArmRecord, Comparison
 from fastslots.comparison.settings import Settings
 from fastslots.comparison.warm_up import CAPTURED, capture, step_ms, warm_up
 from fastslots.data.scenes import Scenes
+from fastslots_kernels.checks import check_count, check_number
 
 WARM_UP_STEPS = 5  # before the training, which forgets them
 POINTS, POINTS_PER_CHUNK, CHUNKS_PER_LOOK = 480, 10, 6
@@ -58,13 +59,13 @@ def compare(
         progress: Called with what has been done.
 
     Raises:
+        TypeError: If minutes is no number or steps no int.
         ValueError: If minutes is not above 0, or steps below 1.
         OSError: If a file cannot be written.
     """
-    if not minutes > 0:
-        raise ValueError(f"minutes must be above 0; got {minutes}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
+    minutes = check_number("minutes", minutes, above=0)
+    if steps is not None:
+        steps = check_count("steps", steps, 1)
     run = _Run(settings, device, output, 60 * minutes, commit, progress)
     run.prepare(graphs, steps)
     run.train()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
+from fastslots.settings import check_fields
 from fastslots.slate import SLATEConfig
 
 NUM_HEADS = 4
@@ -39,6 +40,7 @@ class Settings:
         clip: Largest gradient entry allowed (the L∞ norm over all parameters); inf for no clipping.
 
     Raises:
+        TypeError: If a number has the wrong type.
         ValueError: If a number breaks its rule.
     """
 
@@ -62,12 +64,7 @@ class Settings:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "seed" else 1
-            if field.type == "int" and value < least:
-                raise ValueError(f"{field.name} must be at least {least}; got {value}")
-            if field.type == "float" and not value > 0:
-                raise ValueError(f"{field.name} must be above 0; got {value}")
+        check_fields(self, may_be_zero=("seed",), may_be_infinite=("clip",))
         self.configs()
 
     def configs(self) -> dict[str, SLATEConfig]:

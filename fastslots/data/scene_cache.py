@@ -57,7 +57,7 @@ class SceneCache:
         if found != text:
             raise ValueError(
                 f"cache {str(self.path)!r} was made with other parameters: {description} must say "
-                f"{text}, got {found}. Delete both files or choose another folder."
+                f"{text}; got {found}. Delete both files or choose another folder."
             )
 
     @property

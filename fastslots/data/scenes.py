@@ -23,6 +23,8 @@ from fastslots.data.scene_sampling import (
     sample_scenes,
 )
 from fastslots.data.shapes import SHAPES
+from fastslots.settings import check_fields
+from fastslots_kernels.checks import check_choice, check_count
 
 SPLITS = ("train", "val", "test")
 MAX_OBJECTS = 10
@@ -95,20 +97,14 @@ class _Settings:
     mirror: bool
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            kind = bool if field.name == "mirror" else int
-            if type(value) is not kind:
-                raise TypeError(f"{field.name} must be {kind.__name__}, got {value!r}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be positive, got {self.image_size}")
-        if self.samples < 1 or math.isqrt(self.samples) ** 2 != self.samples:
-            raise ValueError(f"samples must be a positive square number, got {self.samples}")
+        check_fields(self, may_be_zero=("seed",))
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63; got {self.seed}")
+        if math.isqrt(self.samples) ** 2 != self.samples:
+            raise ValueError(f"samples must be a square number; got {self.samples}")
         if not 1 <= self.min_objects <= self.max_objects <= MAX_OBJECTS:
             raise ValueError(
-                f"1 <= min_objects <= max_objects <= {MAX_OBJECTS} must hold, "
+                f"1 <= min_objects <= max_objects <= {MAX_OBJECTS} must hold; "
                 f"got {self.min_objects} and {self.max_objects}"
             )
 
@@ -181,7 +177,7 @@ def render_scenes(
 def _as_device(device: torch.device | str | None) -> torch.device:
     where = torch.device("cpu" if device is None else device)
     if where.type not in _RAYS_PER_CHUNK:
-        raise ValueError(f"device must be one of {list(_RAYS_PER_CHUNK)}, got {str(where)!r}")
+        raise ValueError(f"device must be one of {list(_RAYS_PER_CHUNK)}; got {str(where)!r}")
     return where
 
 
@@ -190,9 +186,9 @@ def _as_indices(indices: Sequence[int] | Tensor) -> Tensor:
     if not numbers.numel():
         return torch.zeros(0, dtype=torch.int64)
     if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
-        raise TypeError(f"indices must be a list of integers, got {indices!r}")
+        raise TypeError(f"indices must be a list of integers; got {indices!r}")
     if numbers.min() < 0:
-        raise ValueError(f"indices must not be negative, got {int(numbers.min())}")
+        raise ValueError(f"indices must not be negative; got {int(numbers.min())}")
     return numbers.long()
 
 
@@ -235,12 +231,10 @@ class Scenes(Dataset[Tensor]):
         cache: str | os.PathLike[str] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if type(num_scenes) is not int:
-            raise TypeError(f"num_scenes must be int, got {num_scenes!r}")
-        if not 0 < num_scenes <= _SPLIT_SIZE:
-            raise ValueError(f"num_scenes must be from 1 to 2**40, got {num_scenes}")
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+        num_scenes = check_count("num_scenes", num_scenes, 1)
+        if num_scenes > _SPLIT_SIZE:
+            raise ValueError(f"num_scenes must be at most 2**40; got {num_scenes}")
+        check_choice("split", split, SPLITS)
         self.num_scenes = num_scenes
         self.split = split
         self.settings = _Settings(seed, image_size, samples, min_objects, max_objects, mirror)
@@ -276,7 +270,7 @@ class Scenes(Dataset[Tensor]):
         checked = [int(i) for i in indices]
         for i in checked:
             if not 0 <= i < self.num_scenes:
-                raise IndexError(f"index must be from 0 to {self.num_scenes - 1}, got {i}")
+                raise IndexError(f"index must be from 0 to {self.num_scenes - 1}; got {i}")
         return checked
 
     def _parameters(self, indices: list[int]) -> SceneParameters:

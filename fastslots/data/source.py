@@ -10,6 +10,7 @@ import torch
 
 from fastslots.data.folder import ImageFolder
 from fastslots.data.scenes import Scenes
+from fastslots.settings import check_fields
 
 Split = Literal["train", "val", "test"]
 
@@ -27,6 +28,10 @@ class DataSource:
         max_objects: Most objects in a scene.
         mirror: Whether scenes have a mirror.
         cache: Folder that keeps rendered scenes, or none.
+
+    Raises:
+        TypeError: If a setting has the wrong type.
+        ValueError: If a number breaks its rule.
     """
 
     data: str = "scenes"
@@ -37,6 +42,9 @@ class DataSource:
     max_objects: int = 6
     mirror: bool = True
     cache: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, may_be_zero=("scene_seed",))
 
     def open(self, split: Split, image_size: int, device: torch.device) -> Scenes | ImageFolder:
         """The images of a split, ``"train"``, ``"val"`` or ``"test"``.

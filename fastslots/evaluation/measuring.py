@@ -18,6 +18,7 @@ from fastslots.pictures import save_panels, segmentation
 from fastslots.slate import SLATE
 from fastslots.slate.cross_entropy import linear_cross_entropy
 from fastslots.slate.modes import eval_mode
+from fastslots_kernels.checks import check_count
 
 MASK_METRICS = ("fg_ari", "ari", "mean_best_overlap")
 
@@ -57,14 +58,14 @@ def evaluate(
         The values of all images.
 
     Raises:
+        TypeError: If a number is no int.
         ValueError: If a number breaks its rule, masks are asked for where there are none, or the model
             gives no finite numbers.
     """
     count = len(images) if num_images is None else num_images
     if not 1 <= count <= len(images):
         raise ValueError(f"num_images must be from 1 to {len(images)}, all there are; got {count}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    batch_size = check_count("batch_size", batch_size, 1)
     if masks and not isinstance(images, MaskedImageSet):
         raise ValueError(f"masks were asked for, but {type(images).__name__} has none")
 

@@ -4,30 +4,31 @@ import torch
 from torch import Tensor
 
 from fastslots.slate.config import SLATEConfig
+from fastslots_kernels.checks import check_tensor
 
 
 def check_image(image: Tensor, config: SLATEConfig, dtype: torch.dtype) -> None:
     """Raises unless ``image`` is a batch of ``config``'s images in ``dtype``."""
-    _check_tensor("image", image)
+    check_tensor("image", image)
     shape = (config.image_channels, config.image_size, config.image_size)
     if image.ndim != 4 or image.shape[1:] != shape:
         expected = ", ".join(map(str, shape))
-        raise ValueError(f"image must have shape (B, {expected}), got {tuple(image.shape)}")
+        raise ValueError(f"image must have shape (B, {expected}); got {tuple(image.shape)}")
     _check_dtype("image", image, dtype)
 
 
 def check_ids(ids: Tensor, config: SLATEConfig) -> None:
     """Raises unless ``ids`` are a batch of ``config``'s tokens; waits for the device."""
-    _check_tensor("ids", ids)
+    check_tensor("ids", ids)
     if ids.ndim != 2 or ids.shape[1] != config.num_tokens:
-        raise ValueError(f"ids must have shape (B, {config.num_tokens}), got {tuple(ids.shape)}")
+        raise ValueError(f"ids must have shape (B, {config.num_tokens}); got {tuple(ids.shape)}")
     if ids.dtype != torch.int64:
-        raise TypeError(f"ids must be torch.int64, got {ids.dtype}")
+        raise TypeError(f"ids must be torch.int64; got {ids.dtype}")
     if ids.numel() and not torch.compiler.is_compiling():
         low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= config.vocab_size:
             raise ValueError(
-                f"ids must lie in [0, vocab_size={config.vocab_size}), got {low} to {high}"
+                f"ids must lie in [0, vocab_size={config.vocab_size}); got {low} to {high}"
             )
 
 
@@ -35,12 +36,12 @@ def check_slots(
     slots: Tensor, config: SLATEConfig, dtype: torch.dtype, batch_size: int | None = None
 ) -> None:
     """Raises unless ``slots`` are at least one slot of ``config``'s size per image, in ``dtype``."""
-    _check_tensor("slots", slots)
+    check_tensor("slots", slots)
     is_batch = slots.ndim == 3 and batch_size in (None, slots.shape[0])
     if not is_batch or slots.shape[1] < 1 or slots.shape[2] != config.slot_size:
         batch = "B" if batch_size is None else batch_size
         raise ValueError(
-            f"slots must have shape ({batch}, K, {config.slot_size}) with K at least 1, "
+            f"slots must have shape ({batch}, K, {config.slot_size}) with K at least 1; "
             f"got {tuple(slots.shape)}"
         )
     _check_dtype("slots", slots, dtype)
@@ -48,21 +49,16 @@ def check_slots(
 
 def check_keys(keys: Tensor, batch_size: int) -> None:
     """Raises unless ``keys`` are one noise key per image."""
-    _check_tensor("keys", keys)
+    check_tensor("keys", keys)
     if keys.dtype != torch.int32:
-        raise TypeError(f"keys must be torch.int32, got {keys.dtype}")
+        raise TypeError(f"keys must be torch.int32; got {keys.dtype}")
     if keys.shape != (batch_size, 2):
-        raise ValueError(f"keys must have shape ({batch_size}, 2), got {tuple(keys.shape)}")
-
-
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        raise ValueError(f"keys must have shape ({batch_size}, 2); got {tuple(keys.shape)}")
 
 
 def _check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
     if value.dtype != dtype and not _is_cast(value):
-        raise TypeError(f"{name} must be {dtype} like the parameters, got {value.dtype}")
+        raise TypeError(f"{name} must be {dtype} like the parameters; got {value.dtype}")
 
 
 def _is_cast(value: Tensor) -> bool:

@@ -1,16 +1,21 @@
 """The settings of a SLATE model, checked once, when they are written down."""
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+
+from fastslots.settings import check_fields
+from fastslots.slot_init import KINDS
+from fastslots_kernels.api import GRADIENTS, INIT_GRADIENTS
+from fastslots_kernels.backends import BACKENDS
+from fastslots_kernels.checks import check_count, check_multiple, check_number
 
 PATCH_SIZE = 4
 """Pixels per side of the patch that one token stands for."""
 
 _CHOICES = {
-    "gradient": ("unrolled", "neumann", "broyden"),
-    "init_gradient": ("none", "straight-through"),
-    "slot_init": ("gaussian", "learned"),
-    "backend": ("auto", "triton", "torch", "reference"),
+    "gradient": GRADIENTS,
+    "init_gradient": INIT_GRADIENTS,
+    "slot_init": KINDS,
+    "backend": BACKENDS,
 }
 
 
@@ -32,7 +37,7 @@ class SLATEConfig:
         num_iterations: Slot attention steps, as ``fastslots.SlotAttention`` counts them: all of them
             when ``gradient="unrolled"``, those before the tracked step otherwise.
         num_slot_heads: Heads of slot attention; divides ``slot_size``.
-        gradient: ``"unrolled"``, ``"neumann"`` or ``"broyden"``.
+        gradient: ``"unrolled"`` or ``"neumann"``.
         neumann_terms: Terms of the Neumann series.
         init_gradient: ``"none"`` or ``"straight-through"``.
         slot_init: ``"gaussian"`` or ``"learned"``.
@@ -41,6 +46,7 @@ class SLATEConfig:
         epsilon: Added to the slots' attention before its normalisation over the inputs.
 
     Raises:
+        TypeError: If a setting has the wrong type, naming it and the value.
         ValueError: If a setting breaks its rule, naming the setting, the rule and the value.
 
     Source:
@@ -68,42 +74,15 @@ class SLATEConfig:
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is int:
-                _check_int(field.name, value, least=0 if field.name == "num_iterations" else 1)
-            elif field.type is float:
-                _check_float(field.name, value)
-            elif value not in _CHOICES[field.name]:
-                raise ValueError(
-                    f"{field.name} must be one of {_CHOICES[field.name]}, got {value!r}"
-                )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.epsilon < 0:
-            raise ValueError(f"epsilon must not be negative, got {self.epsilon}")
-        if self.gradient == "unrolled" and self.num_iterations < 1:
-            raise ValueError("num_iterations must be at least 1 with gradient='unrolled', got 0")
-        self._check_divides("image_size", PATCH_SIZE, "the patch size")
-        self._check_divides("d_model", self.num_decoder_heads, "num_decoder_heads")
-        self._check_divides("slot_size", self.num_slot_heads, "num_slot_heads")
+        check_fields(self, may_be_zero=("num_iterations", "dropout", "epsilon"), choices=_CHOICES)
+        check_number("dropout", self.dropout, least=0, below=1)
+        if self.gradient == "unrolled":
+            check_count("num_iterations", self.num_iterations, 1, " with gradient='unrolled'")
+        check_multiple("image_size", self.image_size, "the patch size", PATCH_SIZE)
+        check_multiple("d_model", self.d_model, "num_decoder_heads", self.num_decoder_heads)
+        check_multiple("slot_size", self.slot_size, "num_slot_heads", self.num_slot_heads)
 
     @property
     def num_tokens(self) -> int:
         """Tokens per image, ``N``."""
         return (self.image_size // PATCH_SIZE) ** 2
-
-    def _check_divides(self, name: str, divisor: int, divisor_name: str) -> None:
-        value = getattr(self, name)
-        if value % divisor:
-            raise ValueError(f"{name} must be a multiple of {divisor_name} {divisor}, got {value}")
-
-
-def _check_int(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
-def _check_float(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")

@@ -64,7 +64,7 @@ class SLATE(nn.Module):
     def __init__(self, config: SLATEConfig) -> None:
         super().__init__()
         if not isinstance(config, SLATEConfig):
-            raise TypeError(f"config must be a SLATEConfig, got {type(config).__name__}")
+            raise TypeError(f"config must be a SLATEConfig; got {type(config).__name__}")
         self.config = config
         d_model = config.d_model
         self.dvae = DVAE(config.vocab_size, config.image_channels)
@@ -108,7 +108,7 @@ class SLATE(nn.Module):
         """
         check_image(image, self.config, self.out.weight.dtype)
         if not isinstance(tau, Tensor) and not tau > 0:
-            raise ValueError(f"tau must be above 0, got {tau}")
+            raise ValueError(f"tau must be above 0; got {tau}")
         noise = self._noise(keys, image.shape[0])
         tokens = sample_tokens(
             self.dvae.features(image),

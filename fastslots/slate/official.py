@@ -95,7 +95,7 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     num_tokens = _size(state, _POSITIONS, 1) - 1
     if num_tokens < 1 or isqrt(num_tokens) ** 2 != num_tokens:
         raise ValueError(
-            f"{_POSITIONS} must hold one more position than a square number, got {num_tokens + 1}"
+            f"{_POSITIONS} must hold one more position than a square number; got {num_tokens + 1}"
         )
     sizes["image_size"] = isqrt(num_tokens) * PATCH_SIZE
     blocks = {match[1] for name in state if (match := _BLOCK.match(name))}

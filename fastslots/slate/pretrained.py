@@ -113,7 +113,7 @@ def _read_config(path: Path) -> SLATEConfig:
     except ValueError as error:  # of the encoding or of the JSON
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(settings).__name__}")
+        raise ValueError(f"{path} must hold a JSON object; got {type(settings).__name__}")
     known = {field.name for field in fields(SLATEConfig)}
     if settings.keys() != known:
         raise ValueError(
@@ -122,7 +122,7 @@ def _read_config(path: Path) -> SLATEConfig:
         )
     try:
         return SLATEConfig(**settings)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

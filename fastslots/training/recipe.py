@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+
+from fastslots.settings import check_fields
 
 PRECISIONS = ("float32", "bf16", "float64")
-_MAY_BE_ZERO = ("seed", "warmup_steps", "tau_steps", "patience")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Recipe:
         seed: Decides initial weights, order of the images and every noise.
 
     Raises:
+        TypeError: If a number has the wrong type.
         ValueError: If a number breaks its rule.
 
     Source:
@@ -64,19 +66,12 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in _MAY_BE_ZERO else 1
-            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ValueError(f"{field.name} must be an integer; got {value!r}")
-            if field.type == "int" and value < least:
-                raise ValueError(f"{field.name} must be at least {least}; got {value}")
-            if field.type == "float":
-                _check_positive(field.name, value)
-            if field.type == "bool" and not isinstance(value, bool):
-                raise ValueError(f"{field.name} must be true or false; got {value!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}; got {self.precision!r}")
+        check_fields(
+            self,
+            may_be_zero=("seed", "warmup_steps", "tau_steps", "patience"),
+            may_be_infinite=("clip",),
+            choices={"precision": PRECISIONS},
+        )
         if self.tau_final > self.tau_start:
             raise ValueError(
                 f"tau_final must be at most tau_start {self.tau_start}; got {self.tau_final}"
@@ -92,14 +87,6 @@ class Recipe:
     def warmup(self, step: int) -> float:
         """Factor of the main learning rate at a step (from 0): linear up to 1."""
         return 1.0 if step >= self.warmup_steps else (step + 1) / self.warmup_steps
-
-
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number; got {value!r}")
-    if not value > 0 or (math.isinf(value) and name != "clip"):
-        finite = "" if name == "clip" else " and finite"
-        raise ValueError(f"{name} must be above 0{finite}; got {value}")
 
 
 @dataclass

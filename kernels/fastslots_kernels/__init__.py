@@ -3,15 +3,13 @@
 Depends on torch alone (and triton, for its kernels); knows nothing of `fastslots`.
 """
 
-from fastslots_kernels.api import check_count, check_options, slot_attention
+from fastslots_kernels.api import slot_attention
 from fastslots_kernels.backends import ResolvedBackend, resolve_backend
 from fastslots_kernels.weights import SlotAttentionWeights
 
 __all__ = [
     "ResolvedBackend",
     "SlotAttentionWeights",
-    "check_count",
-    "check_options",
     "resolve_backend",
     "slot_attention",
 ]

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fastslots_kernels.backends import make_step
+from fastslots_kernels.checks import (
+    check_choice,
+    check_count,
+    check_is,
+    check_multiple,
+    check_number,
+    check_tensor,
+)
 from fastslots_kernels.fixed_point import iterate, neumann_step, unroll
 from fastslots_kernels.weights import SlotAttentionWeights
 
@@ -74,10 +84,11 @@ def slot_attention(
         Locatello et al. 2020, Algorithm 1; Chang et al. 2022, Figure 2 and Equation 3.
     """
     _check_tensors(inputs, slots, weights, mask)
-    check_count("num_heads", num_heads, 1)
-    if slots.shape[2] % num_heads:
-        raise ValueError(f"num_heads must divide the slot width {slots.shape[2]}; got {num_heads}")
-    check_options(num_iterations, gradient, neumann_terms, init_gradient, tolerance, epsilon)
+    num_heads = check_count("num_heads", num_heads, 1)
+    check_multiple("the width of slots", slots.shape[2], "num_heads", num_heads)
+    options = check_options(
+        num_iterations, gradient, neumann_terms, init_gradient, tolerance, epsilon
+    )
 
     step = make_step(
         backend,
@@ -85,17 +96,28 @@ def slot_attention(
         slots,
         weights,
         num_heads=num_heads,
-        epsilon=epsilon,
+        epsilon=options.epsilon,
         mask=mask,
         unrolled=gradient == "unrolled",
     )
+    steps, tolerance = options.num_iterations, options.tolerance
     if gradient == "unrolled":
-        new, attn, used = unroll(step, slots, num_iterations, tolerance, return_attn=return_attn)
+        new, attn, used = unroll(step, slots, steps, tolerance, return_attn=return_attn)
     else:
-        found, used = iterate(step, slots, num_iterations, tolerance)
+        found, used = iterate(step, slots, steps, tolerance)
         init = slots if init_gradient == "straight-through" else None
-        new, attn = neumann_step(step, found, init, neumann_terms, return_attn=return_attn)
+        terms = options.neumann_terms
+        new, attn = neumann_step(step, found, init, terms, return_attn=return_attn)
     return new.to(slots.dtype), attn, used
+
+
+class Options(NamedTuple):
+    """The numbers among the options of `slot_attention`, checked."""
+
+    num_iterations: int
+    neumann_terms: int
+    tolerance: float | None
+    epsilon: float
 
 
 def check_options(
@@ -105,54 +127,33 @@ def check_options(
     init_gradient: str,
     tolerance: float | None,
     epsilon: float,
-) -> None:
+) -> Options:
     """Raises ValueError or TypeError if options of `slot_attention` break its rules."""
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient must be one of {GRADIENTS}; got {gradient!r}")
-    if init_gradient not in INIT_GRADIENTS:
-        raise ValueError(f"init_gradient must be one of {INIT_GRADIENTS}; got {init_gradient!r}")
+    check_choice("gradient", gradient, GRADIENTS)
+    check_choice("init_gradient", init_gradient, INIT_GRADIENTS)
     least = 1 if gradient == "unrolled" else 0
-    check_count("num_iterations", num_iterations, least, f" with gradient={gradient!r}")
-    check_count("neumann_terms", neumann_terms, 1)
     if tolerance is not None:
-        _check_number("tolerance", tolerance)
-        if not tolerance > 0:
-            raise ValueError(f"tolerance must be None or positive; got {tolerance}")
-    _check_number("epsilon", epsilon)
-    if not epsilon >= 0:
-        raise ValueError(f"epsilon must be at least 0; got {epsilon}")
-
-
-def check_count(name: str, value: object, least: int, when: str = "") -> None:
-    """Raises TypeError if a number is no int, ValueError if it is below `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int; got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}{when}; got {value}")
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number; got {value!r}")
-
-
-def _check_is(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
+        tolerance = check_number("tolerance", tolerance, above=0, finite=False)
+    return Options(
+        check_count("num_iterations", num_iterations, least, f" with gradient={gradient!r}"),
+        check_count("neumann_terms", neumann_terms, 1),
+        tolerance,
+        check_number("epsilon", epsilon, least=0),
+    )
 
 
 def _check_tensors(
     inputs: Tensor, slots: Tensor, weights: SlotAttentionWeights, mask: Tensor | None
 ) -> None:
     for name, tensor, letters in (("inputs", inputs, "B, N, C"), ("slots", slots, "B, K, D")):
-        _check_is(name, tensor, Tensor)
+        check_tensor(name, tensor)
         if tensor.ndim != 3:
             raise ValueError(f"{name} must have shape [{letters}]; got {list(tensor.shape)}")
         if tensor.dtype not in _DTYPES:
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}"
             )
-    _check_is("weights", weights, SlotAttentionWeights)
+    check_is("weights", weights, SlotAttentionWeights)
     weights.check()
     if inputs.shape[2] != weights.input_size:
         raise ValueError(
@@ -172,7 +173,7 @@ def _check_tensors(
     _check_match("weights", weights.project_q, "slots", slots)
     if mask is None:
         return
-    _check_is("mask", mask, Tensor)
+    check_tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor; got {mask.dtype}")
     if mask.shape != inputs.shape[:2]:

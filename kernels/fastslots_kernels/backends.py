@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fastslots_kernels.checks import check_choice
 from fastslots_kernels.fused import FusedStep, why_not, why_not_here
 from fastslots_kernels.projection_free import ProjectionFreeStep
 from fastslots_kernels.reference import ReferenceStep
@@ -53,8 +54,7 @@ def resolve_backend(
         ValueError: If ``backend`` is none of these.
         RuntimeError: If a backend asked for by name cannot run here; nothing falls back in silence.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS}; got {backend!r}")
+    check_choice("backend", backend, BACKENDS)
     if backend in ("torch", "reference"):
         return ResolvedBackend(backend, "asked for by name")
     reason, on_gpu = why_not_here(), torch.cuda.is_available()

@@ -54,9 +54,9 @@ def test_measures_what_is_asked_for_alone(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--image-size", "30"], "image_size must be a multiple of the patch size 4, got 30"),
-        (["--vocab-size", "0"], "vocab_size must be an integer of at least 1, got 0"),
-        (["--batch-size", "0"], "batch_size must be a positive int; got 0"),
+        (["--image-size", "30"], "image_size must be a multiple of the patch size 4; got 30"),
+        (["--vocab-size", "0"], "vocab_size must be at least 1; got 0"),
+        (["--batch-size", "0"], "batch_size must be at least 1; got 0"),
         (["--provider", "jax"], "provider must be one or more of .*'jax'"),
         (["--gradient", "neumann"], "gradient must be one or more of .*'neumann'"),
         (["--precision", "fp8"], "precision must be one of .*; got 'fp8'"),

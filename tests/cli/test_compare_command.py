@@ -32,7 +32,7 @@ def test_a_dry_run_takes_seconds_and_leaves_everything(fastslots, tmp_path):
     [
         (["--clip", "2", "--no-clip"], "--clip and --no-clip exclude each other; got --clip 2.0"),
         (["--vocab-size", "0"], "vocab_size must be at least 1; got 0"),
-        (["--minutes", "0"], "minutes must be above 0; got 0.0"),
+        (["--minutes", "0"], "minutes must be above 0 and finite; got 0.0"),
         (["--device", "tpu"], "device must be"),
     ],
 )

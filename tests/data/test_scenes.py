@@ -484,13 +484,13 @@ def test_a_full_disk_is_an_error_that_keeps_what_is_stored(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 0}, "image_size must be positive, got 0"),
-        ({"samples": 0}, "samples must be a positive square number, got 0"),
-        ({"samples": 3}, "samples must be a positive square number, got 3"),
-        ({"min_objects": 0}, "got 0 and 6"),
+        ({"image_size": 0}, "image_size must be at least 1; got 0"),
+        ({"samples": 0}, "samples must be at least 1; got 0"),
+        ({"samples": 3}, "samples must be a square number; got 3"),
+        ({"min_objects": 0}, "min_objects must be at least 1; got 0"),
         ({"min_objects": 5, "max_objects": 4}, "got 5 and 4"),
         ({"max_objects": MAX_OBJECTS + 1}, "max_objects <= 10 must hold"),
-        ({"seed": -1}, "seed must be from 0"),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
         ({"device": "meta"}, "device must be one of"),
     ],
 )
@@ -504,9 +504,9 @@ def test_rejects_values_out_of_range(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 64.0}, "image_size must be int"),
-        ({"mirror": 1}, "mirror must be bool"),
-        ({"seed": True}, "seed must be int"),
+        ({"image_size": 64.0}, "image_size must be an int; got 64.0"),
+        ({"mirror": 1}, "mirror must be True or False; got 1"),
+        ({"seed": True}, "seed must be an int; got True"),
     ],
 )
 def test_rejects_values_of_the_wrong_type(arguments, message):
@@ -515,7 +515,7 @@ def test_rejects_values_of_the_wrong_type(arguments, message):
 
 
 def test_rejects_negative_indices():
-    with pytest.raises(ValueError, match="indices must not be negative, got -2"):
+    with pytest.raises(ValueError, match="indices must not be negative; got -2"):
         render_scenes([0, -2])
 
 
@@ -529,20 +529,22 @@ def test_rejects_an_unknown_split():
         Scenes(1, split="training")
 
 
-@pytest.mark.parametrize("number", [0, -1, 2**41])
-def test_rejects_lengths_out_of_range(number):
-    with pytest.raises(ValueError, match="num_scenes must be from 1"):
+@pytest.mark.parametrize(
+    ("number", "rule"), [(0, "at least 1"), (-1, "at least 1"), (2**41, r"at most 2\*\*40")]
+)
+def test_rejects_lengths_out_of_range(number, rule):
+    with pytest.raises(ValueError, match=f"num_scenes must be {rule}; got {number}"):
         Scenes(number)
 
 
 def test_rejects_a_length_that_is_not_an_integer():
-    with pytest.raises(TypeError, match="num_scenes must be int"):
+    with pytest.raises(TypeError, match=r"num_scenes must be an int; got 1\.0"):
         Scenes(1.0)
 
 
 @pytest.mark.parametrize("index", [-1, 5])
 def test_rejects_an_index_out_of_range(index):
-    with pytest.raises(IndexError, match=f"index must be from 0 to 4, got {index}"):
+    with pytest.raises(IndexError, match=f"index must be from 0 to 4; got {index}"):
         Scenes(5, **SMALL)[index]
 
 

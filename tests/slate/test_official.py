@@ -98,7 +98,7 @@ def test_says_nothing_when_all_is_given():
         ({"image_channels": 1}, "image_channels=1 contradicts .* say 3"),
         ({"slot_init": "learned"}, "slot_init='learned' contradicts .* say 'gaussian'"),
         ({"num_blocks": 3}, r"unknown settings of SLATEConfig: \['num_blocks'\]"),
-        ({"num_decoder_heads": 7}, "d_model must be a multiple of num_decoder_heads 7, got 24"),
+        ({"num_decoder_heads": 7}, "d_model must be a multiple of num_decoder_heads 7; got 24"),
     ],
 )
 def test_refuses_a_setting_that_contradicts(setting, message):
@@ -143,7 +143,7 @@ def test_names_the_missing_decoder():
 def test_refuses_positions_of_no_square_image():
     state, given = official()
     state["positional_encoder.pe"] = torch.zeros(1, 16, 24)
-    with pytest.raises(ValueError, match=r"positional_encoder.pe must hold one more .*, got 16"):
+    with pytest.raises(ValueError, match=r"positional_encoder.pe must hold one more .*; got 16"):
         SLATE.from_official(state, **given)
 
 

@@ -90,7 +90,7 @@ def test_refuses_a_corrupt_config(folder, content):
 
 def test_refuses_a_config_that_is_no_object(folder):
     (folder / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config.json must hold a JSON object, got list"):
+    with pytest.raises(ValueError, match=r"config.json must hold a JSON object; got list"):
         SLATE.from_pretrained(folder)
 
 

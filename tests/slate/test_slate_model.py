@@ -200,11 +200,11 @@ def test_twenty_steps_on_one_batch_lower_both_losses():
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (torch.zeros(2, 3, 20, 16), ValueError, r"shape \(B, 3, 16, 16\), got \(2, 3, 20, 16\)"),
+        (torch.zeros(2, 3, 20, 16), ValueError, r"shape \(B, 3, 16, 16\); got \(2, 3, 20, 16\)"),
         (torch.zeros(2, 1, 16, 16), ValueError, r"got \(2, 1, 16, 16\)"),
         (torch.zeros(3, 16, 16), ValueError, r"got \(3, 16, 16\)"),
-        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), TypeError, "float32 .*, got torch.uint8"),
-        (torch.zeros(2, 3, 16, 16).double(), TypeError, "float32 .*, got torch.float64"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), TypeError, "float32 .*; got torch.uint8"),
+        (torch.zeros(2, 3, 16, 16).double(), TypeError, "float32 .*; got torch.float64"),
     ],
     ids=["size", "channels", "rank", "bytes", "precision"],
 )
@@ -218,11 +218,11 @@ def test_refuses_a_wrong_image(image, error, message):
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        (torch.full((2, 16), 40), ValueError, r"lie in \[0, vocab_size=40\), got 40 to 40"),
+        (torch.full((2, 16), 40), ValueError, r"lie in \[0, vocab_size=40\); got 40 to 40"),
         (torch.arange(-1, 15).expand(2, 16), ValueError, r"got -1 to 14"),
-        (torch.zeros(2, 15).long(), ValueError, r"shape \(B, 16\), got \(2, 15\)"),
+        (torch.zeros(2, 15).long(), ValueError, r"shape \(B, 16\); got \(2, 15\)"),
         (torch.zeros(2, 4, 4).long(), ValueError, r"got \(2, 4, 4\)"),
-        (torch.zeros(2, 16), TypeError, "torch.int64, got torch.float32"),
+        (torch.zeros(2, 16), TypeError, "torch.int64; got torch.float32"),
     ],
     ids=["too-high", "negative", "length", "rank", "dtype"],
 )
@@ -237,10 +237,10 @@ def test_refuses_wrong_ids(ids, error, message):
 @pytest.mark.parametrize(
     ("slots", "error", "message"),
     [
-        (torch.zeros(2, 3, 17), ValueError, r"K, 16\) with K at least 1, got \(2, 3, 17\)"),
+        (torch.zeros(2, 3, 17), ValueError, r"K, 16\) with K at least 1; got \(2, 3, 17\)"),
         (torch.zeros(2, 0, 16), ValueError, r"got \(2, 0, 16\)"),
         (torch.zeros(3, 16), ValueError, r"got \(3, 16\)"),
-        (torch.zeros(2, 3, 16).double(), TypeError, "torch.float32 .*, got torch.float64"),
+        (torch.zeros(2, 3, 16).double(), TypeError, "torch.float32 .*; got torch.float64"),
     ],
     ids=["width", "none", "rank", "dtype"],
 )
@@ -294,9 +294,9 @@ def test_loaded_models_are_in_eval_mode(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda model: model(None), "image must be a tensor, got NoneType"),
-        (lambda model: model.encode([[1]]), "ids must be a tensor, got list"),
-        (lambda model: model.generate(3), "slots must be a tensor, got int"),
+        (lambda model: model(None), "image must be a tensor; got NoneType"),
+        (lambda model: model.encode([[1]]), "ids must be a tensor; got list"),
+        (lambda model: model.generate(3), "slots must be a tensor; got int"),
     ],
     ids=["image", "ids", "slots"],
 )
@@ -350,9 +350,9 @@ def test_under_autocast_losses_are_float32_and_close():
 @pytest.mark.parametrize(
     ("keys", "error", "message"),
     [
-        (torch.zeros(5, 2), TypeError, "keys must be torch.int32, got torch.float32"),
+        (torch.zeros(5, 2), TypeError, "keys must be torch.int32; got torch.float32"),
         (torch.zeros(4, 2, dtype=torch.int32), ValueError, r"keys must have shape \(5, 2\)"),
-        ([1, 2], TypeError, "keys must be a tensor, got list"),
+        ([1, 2], TypeError, "keys must be a tensor; got list"),
     ],
 )
 def test_wrong_keys_are_named(keys, error, message):
