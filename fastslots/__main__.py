@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 from fastslots._extras import require
-from fastslots.errors import SAID_BY_MAIN
+from fastslots.errors import INTERRUPTED, SAID_BY_MAIN
 
 
 def main() -> None:
     """Runs a command; bad input ends in one line that says what to change, and exit code 2.
 
-    FASTSLOTS_DEBUG=1 in the environment shows the traceback instead.
+    Ctrl-C ends in one line and 130. FASTSLOTS_DEBUG=1 in the environment shows the traceback of an error.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a "?" rather than no message at all
     try:
         for module in ("typer", "rich"):
             require(module, "train")
         from fastslots.cli.app import app  # noqa: PLC0415 - needs the extras checked above
 
         app(prog_name="fastslots")
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)  # noqa: T201 - the output of a command
+        sys.exit(130)
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("FASTSLOTS_DEBUG"):
             raise
         if SAID_BY_MAIN not in getattr(error, "__notes__", ()):
-            print(f"fastslots: error: {error}", file=sys.stderr)  # noqa: T201 - the output of a command
+            print(f"fastslots: error: {error}", file=sys.stderr)  # noqa: T201 - as above
         sys.exit(2)
 
 

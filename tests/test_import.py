@@ -32,3 +32,25 @@ def test_import_and_a_training_step_need_torch_and_einops_alone() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().endswith("[]"), run.stdout
+
+
+LAZY = """
+import sys, fastslots
+assert not {"torch", "fastslots_kernels"} & set(sys.modules)
+assert fastslots.noise.sample_keys and fastslots.slate.SLATE is fastslots.SLATE
+from fastslots import *
+assert all(globals()[name] is getattr(fastslots, name) for name in fastslots.__all__)
+try:
+    fastslots.colours
+except AttributeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_the_package_is_there_at_once_and_what_it_holds_when_asked_for() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LAZY], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "module 'fastslots' has no attribute 'colours'\n"

@@ -23,7 +23,7 @@ class Environment(TypedDict):
     python: str
     torch: str
     triton: str | None
-    fastslots: str | None
+    fastslots: str
     commit: str | None
     dirty: bool | None  # whether the sources of the two packages differ from the commit
     timestamp: str  # UTC, ISO 8601
@@ -40,7 +40,7 @@ def describe_environment(device: torch.device) -> Environment:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "fastslots": _version("fastslots"),
+        "fastslots": fastslots.__version__,
         "commit": commit,
         "dirty": dirty,
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import typer
+from typer.core import TyperGroup
 
 from fastslots.cli.benchmark import app as benchmark
 from fastslots.cli.compare import compare
 from fastslots.cli.evaluate import evaluate
 from fastslots.cli.reconstruct import reconstruct
 from fastslots.cli.train import train
+from fastslots.errors import INTERRUPTED
+from fastslots.version import __version__
+
+
+class Commands(TyperGroup):
+    """The commands; typer would end one that Ctrl-C stops without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo(INTERRUPTED, err=True)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
-    help="Slot attention as a fixed point: train SLATE, look at its slots, measure.",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastslots {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def fastslots(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Slot attention as a fixed point: train SLATE, look at its slots, measure."""
+
+
 app.command()(train)
 app.command()(evaluate)
 app.command()(reconstruct)

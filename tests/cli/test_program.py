@@ -1,0 +1,139 @@
+"""The program around the commands: interrupts, terminals that speak ASCII, the version."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+import fastslots as package
+from fastslots.__main__ import main
+from fastslots.cli.app import app
+from fastslots.version import find_version
+from tests.cli.conftest import Command
+from tests.cli.test_evaluate_command import SCENES, write_run
+from tests.training.tiny import TINY_FLAGS
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["", "train", "evaluate", "reconstruct", "compare", "benchmark", "benchmark slate"]
+SMALL = [*TINY_FLAGS, "--batch-size", 4, "--num-scenes", 7, "--cache", "none"]
+
+
+def program(
+    *arguments: str, first_path: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    paths = [*([str(first_path)] if first_path else []), str(ROOT), str(ROOT / "kernels")]
+    return subprocess.run(
+        [sys.executable, "-m", "fastslots", *arguments],
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
+        timeout=120,
+        check=False,
+    )
+
+
+def interrupt(*_: object, **__: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("module", ["torch", "typer", "rich"])
+def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, module: str) -> None:
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt\n")
+    ended = program("train", first_path=tmp_path)
+    assert ended.stderr.decode() == "fastslots: interrupted\n"
+    assert ended.returncode in (130, -signal.SIGINT)  # which shells call 130, too
+
+
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        (["train", *SMALL], "fastslots.cli.train.SLATE"),
+        (["train", *SMALL], "fastslots.data.source.Scenes"),
+        (["train", *SMALL], "fastslots.training.loop.TrainingRun"),
+        (["evaluate", "run", "--device", "cpu"], "fastslots.cli.evaluate.measure"),
+        (["evaluate", "run", "--device", "cpu"], "fastslots.data.source.Scenes"),
+        (["reconstruct", "a.png", "--checkpoint", "run"], "fastslots.cli.reconstruct.load_image"),
+        (["compare", "--tiny", "--device", "cpu"], "fastslots.cli.compare.run_comparison"),
+        (["benchmark", "--device", "cpu"], "fastslots.cli.benchmark.run_benchmark"),
+        (
+            ["benchmark", "slate", "--device", "cpu"],
+            "fastslots.cli.benchmark_slate.run_step_benchmark",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_an_interrupt_ends_every_command_in_one_line(
+    fastslots: Command, monkeypatch: pytest.MonkeyPatch, command: list[object], where: str
+) -> None:
+    write_run(Path("run"), SCENES)
+    monkeypatch.setattr(where, interrupt)
+    result = fastslots(*command)
+    assert result.code == 130
+    assert result.err.splitlines()[-1] == "fastslots: interrupted"
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_printed_where_there_is_ascii_alone(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with (tmp_path / "out").open("w", encoding="ascii") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "argv", ["fastslots", *command.split(), "--help"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
+    assert "Usage: fastslots" in (tmp_path / "out").read_text(encoding="ascii")
+
+
+@pytest.mark.slow
+def test_the_program_works_in_the_c_locale(tmp_path: Path) -> None:
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
+    shown = program("train", "--help", **ascii_alone)
+    assert shown.returncode == 0, shown.stderr
+    assert b"L? norm" in shown.stdout
+    refused = program("evaluate", str(tmp_path / "\u00fc"), **ascii_alone)
+    assert refused.returncode == 2
+    assert b"holds no checkpoint" in refused.stderr
+
+
+def test_the_version_is_that_of_the_project(fastslots: Command) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert package.__version__ == project["version"]
+    result = fastslots("--version")
+    assert (result.code, result.out) == (0, f"fastslots {project['version']}\n")
+
+
+@pytest.mark.parametrize(
+    "pyproject", [None, '[project]\nname = "another"\nversion = "7"', "[tool.x]"]
+)
+def test_the_version_of_an_installed_package_is_that_of_its_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pyproject: str | None
+) -> None:
+    if pyproject is not None:
+        (tmp_path / "pyproject.toml").write_text(pyproject)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"2.0 of {name}")
+    assert find_version(tmp_path) == "2.0 of fastslots"
+
+
+def test_a_copy_that_is_not_installed_has_no_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> NoReturn:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert find_version(tmp_path) == "unknown"
+
+
+def test_all_commands_are_listed() -> None:
+    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    groups = {group.name for group in app.registered_groups}
+    assert names | groups == {name.split()[0] for name in COMMANDS if name}
