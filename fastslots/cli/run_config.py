@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fastslots.data.source import DataSource
 from fastslots.slate import SLATEConfig
+from fastslots.training.checkpoints import is_model, last_step, step_name
+from fastslots.training.loop import resume_command
 from fastslots.training.recipe import Recipe
+
+_GROUPS: dict[str, type] = {"model": SLATEConfig, "recipe": Recipe, "data": DataSource}
 
 
 def read_config(run: Path) -> dict[str, dict[str, Any]]:
     """The settings of a run, by group.
 
+    None may be missing: the default is hardly what the run began with.
+
     Raises:
-        FileNotFoundError: If the folder holds no run.
-        ValueError: If its config.json is damaged.
+        FileNotFoundError: If the folder holds no run, with the run if it is a part of one.
+        ValueError: If its config.json is damaged, or a setting missing, unknown, or against its rule.
     """
     path = run / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} holds no run: it has no config.json")
+    if not path.is_file() or is_model(run):
+        raise FileNotFoundError(_why_no_run(run))
     try:
-        config: dict[str, dict[str, Any]] = json.loads(path.read_text())
-        groups = {name: dict(config[name]) for name in ("model", "recipe", "data")}
-        SLATEConfig(**groups["model"]), Recipe(**groups["recipe"]), DataSource(**groups["data"])
-        return groups
-    except (ValueError, KeyError, TypeError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_named_once)
+    except ValueError as error:  # of the encoding, the JSON or its names
         raise ValueError(f"{path} is damaged: {error}") from error
+    _check_names(str(path), config, dict.fromkeys(_GROUPS, "an object"))
+    for group, cls in _GROUPS.items():
+        usual = {field.name: json.dumps(field.default) for field in fields(cls)}
+        _check_names(f"{path}, {group}", config[group], usual)
+        try:
+            cls(**config[group])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, {group}: {error}") from error
+    return dict(config)
 
 
 def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
@@ -39,3 +52,46 @@ def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
         none = paths["cache"].lower() in ("", "none")
         paths["cache"] = None if none else str(Path(paths["cache"]).absolute())
     return paths
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that JSON means; Python would take the last of two values of a name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"{next(n for n in names if names.count(n) > 1)!r} must stand in it once; got it twice"
+        )
+    return found
+
+
+def _check_names(where: str, found: object, usual: dict[str, str]) -> None:
+    """Raises if what was found is no object with certain names; it says their usual values."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} must be an object; got {found!r}")
+    unknown = [name for name in found if name not in usual]
+    if unknown:
+        raise ValueError(
+            f"{where} must hold no other settings; got {', '.join(unknown)}: remove or rename it"
+        )
+    missing = [f"{name} (usually {value})" for name, value in usual.items() if name not in found]
+    if missing:
+        raise ValueError(
+            f"{where} must hold all settings; got none called {', '.join(missing)}: "
+            "add what the run began with"
+        )
+
+
+def _why_no_run(folder: Path) -> str:
+    """Says so, and what to pass in place of a run's checkpoints, or of one of them."""
+    place = folder.absolute()
+    checkpoints = place.parent if is_model(place) else place
+    run = checkpoints.parent
+    if checkpoints.name != "checkpoints" or not (run / "config.json").is_file():
+        kind = "is a model, not the folder of a run" if is_model(place) else "has no config.json"
+        return f"{folder} holds no run: it {kind}"
+    step = last_step(run)
+    advice = f"{resume_command(run)} goes on from its last checkpoint, of step {step}"
+    if place != checkpoints and place.name != step_name(step):
+        advice += f"; to go on from {place.name}, first move the later ones out of {checkpoints}"
+    return f"a run is resumed by its own folder; got {folder}, which lies in one: {advice}"

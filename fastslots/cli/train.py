@@ -25,6 +25,7 @@ from fastslots.noise import derive_seed
 from fastslots.slate import SLATE, SLATEConfig
 from fastslots.training.batches import BatchParts
 from fastslots.training.loading import workers_for
+from fastslots.training.loop import resume_command
 from fastslots.training.loop import train as run_training
 from fastslots.training.processes import from_main, join_processes, on_main
 from fastslots.training.recipe import Recipe
@@ -170,10 +171,12 @@ def train(
                 settings={name: dataclasses.asdict(part) for name, part in parts.items()},
             )
     except KeyboardInterrupt as stopped:
+        if not (run / "config.json").is_file():  # nothing to go on with
+            raise
         word, code = (
             ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
         )
-        echo(f"{word}; go on with: fastslots train --resume {run}", err=True)
+        echo(f"{word}; go on with: {resume_command(run)}", err=True)
         processes.destroy_process_group()
         raise typer.Exit(code) from None
     processes.destroy_process_group()
@@ -229,6 +232,6 @@ def _new_run(run: Path) -> None:
     """Makes the run folder."""
     if (run / "config.json").exists():
         raise FileExistsError(
-            f"{run} holds a run already: choose another --output, or go on with --resume {run}"
+            f"{run} holds a run already: choose another --output, or go on with: {resume_command(run)}"
         )
     run.mkdir(parents=True, exist_ok=True)

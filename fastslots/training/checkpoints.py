@@ -12,7 +12,6 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,8 @@ from fastslots.slate import SLATE
 from fastslots.training.recipe import Plateau
 
 _STEPS = "step-" + 9 * "[0-9]"
-_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of each parameter."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ def save_checkpoint(
         OSError: If it cannot be written; earlier checkpoints are untouched.
     """
     step, folder = state.step, run / "checkpoints"
-    final = folder / f"step-{step:09d}"
+    final = folder / step_name(step)
     partial = _partial(final)
     try:
         folder.mkdir(exist_ok=True)
@@ -81,42 +81,6 @@ def save_checkpoint(
     return final
 
 
-def restore_checkpoint(folder: Path, model: SLATE, optimizer: torch.optim.Adam) -> RunState:
-    """Loads weights and optimiser state into a model of the same configuration.
-
-    Returns:
-        Where the run stood.
-
-    Raises:
-        FileNotFoundError: If a file of the checkpoint is missing.
-        ValueError: If the checkpoint is of another configuration or corrupt.
-    """
-    saved = SLATE.from_pretrained(folder)
-    if saved.config != model.config:
-        raise ValueError(
-            f"the checkpoint in {folder} is of another configuration: {saved.config}; "
-            f"this run has {model.config}"
-        )
-    model.load_state_dict(saved.state_dict())
-    safetensors = require("safetensors.torch", "train")
-    try:
-        tensors: dict[str, Tensor] = safetensors.load_file(folder / "optimizer.safetensors")
-        for name, parameter in _trained(model):
-            # The count of steps keeps its own dtype, whatever the run's precision has become.
-            optimizer.state[parameter] = {
-                key: tensors[f"{key}.{name}"].to(
-                    parameter.device, None if key == "step" else parameter.dtype
-                )
-                for key in _ADAM_STATE
-            }
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        return RunState(**state | {"plateau": Plateau(**state["plateau"])})
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # safetensors' own error derives from Exception alone
-        raise ValueError(f"the checkpoint in {folder} is damaged: {error!r}") from error
-
-
 def tidy(run: Path) -> None:
     """Removes what a run that was killed left half done, and finishes a replacement it was at.
 
@@ -136,10 +100,25 @@ def tidy(run: Path) -> None:
     remove_partial(run / "samples")
 
 
+def checkpoints_of(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, the earliest first."""
+    return sorted((run / "checkpoints").glob(_STEPS))
+
+
 def last_step(run: Path) -> int:
     """The step of a run's last checkpoint, 0 if it has none yet."""
-    names = [path.name for path in (run / "checkpoints").glob(_STEPS)]
-    return max((int(name.removeprefix("step-")) for name in names), default=0)
+    steps = checkpoints_of(run)
+    return int(steps[-1].name.removeprefix("step-")) if steps else 0
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, or a model that was saved by itself."""
+    return (folder / "model.safetensors").is_file()
+
+
+def step_name(step: int) -> str:
+    """What the folder of a step's checkpoint is called."""
+    return f"step-{step:09d}"
 
 
 def find_checkpoint(folder: Path | str, which: str = "best") -> Path:
@@ -153,7 +132,7 @@ def find_checkpoint(folder: Path | str, which: str = "best") -> Path:
         FileNotFoundError: If there is none.
     """
     folder = Path(folder)
-    if (folder / "model.safetensors").is_file():
+    if is_model(folder):
         return folder
     inner = folder / "checkpoints"
     inner = inner if inner.is_dir() else folder
@@ -171,7 +150,7 @@ def _best(steps: list[Path]) -> Path | None:
     """The best of some checkpoints, as the last of them says, if it is there."""
     try:
         step = json.loads((steps[-1] / "state.json").read_text())["best_step"]
-        found = steps[-1].with_name(f"step-{step:09d}")
+        found = steps[-1].with_name(step_name(step))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return found if found in steps else None
@@ -210,10 +189,11 @@ def _prune(folder: Path, keep: int) -> None:
 def _optimizer_tensors(model: SLATE, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
     return {
         f"{key}.{name}": optimizer.state[parameter][key].detach().cpu().contiguous()
-        for name, parameter in _trained(model)
-        for key in _ADAM_STATE
+        for name, parameter in trained_parameters(model)
+        for key in ADAM_STATE
     }
 
 
-def _trained(model: SLATE) -> list[tuple[str, nn.Parameter]]:
+def trained_parameters(model: SLATE) -> list[tuple[str, nn.Parameter]]:
+    """Those that the optimiser has, by name."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

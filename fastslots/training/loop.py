@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -111,13 +112,20 @@ def _step(training: TrainingRun, images: list[Tensor], stopping: Stopping) -> No
         raise_stopped(stop)
 
 
+def resume_command(run: Path) -> str:
+    """What to type to go on with a run, or to begin it again if it has no checkpoint."""
+    return f"fastslots train --resume {shlex.quote(str(run))}"
+
+
 def _advice(run: Path, recipe: Recipe) -> str:
     """How to go on after a run diverged."""
     step = last_step(run)
-    other = f"--lr-dvae {recipe.lr_dvae / 2:g} --lr-main {recipe.lr_main / 2:g}"
+    command = (
+        f"{resume_command(run)} --lr-dvae {recipe.lr_dvae / 2:g} --lr-main {recipe.lr_main / 2:g}"
+    )
     if step:
         return (
             f"its last checkpoint, of step {step}, is whole: go on from there with other settings, "
-            f"such as: fastslots train --resume {run} {other}"
+            f"such as: {command}"
         )
-    return f"it has no checkpoint yet: start again with other settings, such as {other}"
+    return f"it has no checkpoint yet: begin again with other settings, such as: {command}"

@@ -57,15 +57,16 @@ class TrainingProgress:
         text = _COLUMNS.format(**row)
         self.bar.update(self.task, losses=text)
         if not self.console.is_terminal:
-            self._print(f"step {step}/{self.steps}  {text}")
+            self.say(f"step {step}/{self.steps}  {text}")
 
     def report_validation(self, step: int, row: dict[str, float]) -> None:
         """Prints the held-out losses above the bar."""
-        self._print(
+        self.say(
             f"step {step}: held-out cross-entropy {row['cross_entropy']:.1f} nats per image "
             f"(unigram entropy {row['unigram_entropy']:.1f}), mse {row['mse']:.1f}, "
             f"slots used {row['slots_used']:.1f}"
         )
 
-    def _print(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar if there is one."""
         self.console.print(line, highlight=False, soft_wrap=True)

@@ -34,7 +34,8 @@ class Recipe:
         log_every: Steps between lines of ``metrics.jsonl``.
         precision: ``"float32"``; ``"bf16"``: mixed, the weights and validations stay float32; or
             ``"float64"``, for checks.
-        compile: Whether to compile the training step with ``torch.compile``.
+        compile: Whether to compile the training step with ``torch.compile``, for which the first step takes
+            minutes on a CPU.
         seed: Decides initial weights, order of the images and every noise.
 
     Raises:

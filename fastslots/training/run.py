@@ -15,10 +15,7 @@ from fastslots.slate import SLATE
 from fastslots.slate.modes import eval_mode
 from fastslots.training.batches import BatchParts
 from fastslots.training.checkpoints import (
-    RunState,
-    find_checkpoint,
     last_step,
-    restore_checkpoint,
     save_checkpoint,
     tidy,
 )
@@ -27,6 +24,7 @@ from fastslots.training.metrics import Interval, RunLog, interval_means, memory_
 from fastslots.training.processes import make_accelerator, on_main
 from fastslots.training.progress import TrainingProgress
 from fastslots.training.recipe import Recipe
+from fastslots.training.restoring import restore_last
 from fastslots.training.step import DivergedError, TrainingStep
 from fastslots.training.validation import draw_panels, slot_sums, validate
 
@@ -67,11 +65,7 @@ class TrainingRun:
         )
         on_main(self.accelerator, lambda: _prepare(folder, recipe.steps, resume=resume))
         self.training_step = TrainingStep(model, recipe, self.accelerator, self.parts)
-        self.state = RunState()
-        if last_step(folder):
-            self.state = restore_checkpoint(
-                find_checkpoint(folder, "last"), model, self.training_step.optimizer
-            )
+        self.state = restore_last(folder, model, self.training_step.optimizer)
         self._load_validation(validation_set)
 
     def __enter__(self) -> Self:
@@ -81,6 +75,8 @@ class TrainingRun:
         )
         on_main(self.accelerator, self._open_log)
         self.progress.start()
+        if self.recipe.compile:
+            self.progress.say("compiling the training step: the first takes minutes on a CPU")
         return self
 
     def __exit__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from fastslots.cli.flags import argument_help
 from fastslots.slate import SLATE, SLATEConfig
 from tests.cli.conftest import Command
+from tests.cli.test_evaluate_command import SCENES, write_run
 from tests.training.runs import signal_at
 from tests.training.tiny import TINY_FLAGS
 
@@ -119,7 +121,8 @@ def test_train_does_not_touch_another_run(fastslots: Command, run: Path, images:
     result = fastslots("train", "--data", images, "--output", run, "--steps", 2, *SMALL)
     assert result.code == 2
     assert (
-        "run holds a run already: choose another --output, or go on with --resume run" in result.err
+        "run holds a run already: choose another --output, or go on with: fastslots train --resume run"
+        in result.err
     )
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
@@ -222,20 +225,94 @@ def test_a_run_can_be_resumed_from_another_folder(
     assert second.code == 0, second.err
 
 
-@pytest.mark.parametrize(
-    ("group", "name", "value"),
-    [("recipe", "lr_main", "x"), ("model", "colour", 1), ("data", "num_scene", 3)],
-)
-def test_a_setting_that_makes_no_sense_is_named(
-    fastslots: Command, run: Path, group: str, name: str, value: object
-) -> None:
-    config = json.loads((run / "config.json").read_text())
-    config[group][name] = value
-    (run / "config.json").write_text(json.dumps(config))
-    result = fastslots("train", "--resume", run)
+@pytest.fixture
+def written(fastslots: Command) -> Path:
+    """A run that was not trained."""
+    return write_run(Path("run"), SCENES).parent.parent
+
+
+def test_a_config_that_sets_a_name_twice_is_refused(fastslots: Command, written: Path) -> None:
+    text = (written / "config.json").read_text()
+    (written / "config.json").write_text(text.replace('"lr_main"', '"lr_main": 1, "lr_main"'))
+    result = fastslots("train", "--resume", written)
     assert result.code == 2
-    assert "run/config.json is damaged" in result.err
-    assert name in result.err
+    assert "run/config.json is damaged: 'lr_main' must stand in it once; got it twice" in result.err
+
+
+@pytest.mark.parametrize(
+    ("group", "changes", "message"),
+    [
+        ("recipe", {"lr_main": "x"}, "config.json, recipe: lr_main must be a number; got 'x'"),
+        ("recipe", {"steps": None}, "config.json, recipe: steps must be an int; got None"),
+        (
+            "recipe",
+            {"lr_main": math.nan},
+            "config.json, recipe: lr_main must be above 0 and finite; got nan",
+        ),
+        ("model", {"d_model": 8.5}, "config.json, model: d_model must be an int; got 8.5"),
+        ("data", {"cache": 5}, "config.json, data: cache must be a str or None; got 5"),
+        ("data", {"data": ["a"]}, "config.json, data: data must be a str; got ['a']"),
+        ("data", {"strict": "yes"}, "config.json, data: strict must be True or False; got 'yes'"),
+        ("model", {"colour": 1}, "config.json, model must hold no other settings; got colour: rem"),
+        ("data", {"num_scene": 3}, "config.json, data must hold no other settings; got num_scene"),
+        (
+            "recipe",
+            {"clip": ...},
+            "config.json, recipe must hold all settings; got none called clip (usually 1.0): add what",
+        ),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("command", [["train", "--resume", "run"], ["evaluate", "run"]])
+def test_a_setting_that_makes_no_sense_is_named(
+    fastslots: Command,
+    written: Path,
+    command: list[str],
+    group: str,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    config = json.loads((written / "config.json").read_text())
+    config[group] = {n: v for n, v in (config[group] | changes).items() if v is not ...}
+    (written / "config.json").write_text(json.dumps(config))
+    result = fastslots(*command, "--device", "cpu")
+    assert result.code == 2
+    assert f"run/{message}" in result.err
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([], "config.json must be an object; got []"),
+        ({"model": {}, "recipe": {}}, "config.json must hold all settings; got none called data"),
+        ({"model": [], "recipe": {}, "data": {}}, "config.json, model must be an object; got []"),
+        ({"model": 0, "rec": 0, "data": 0}, "config.json must hold no other settings; got rec:"),
+    ],
+    ids=["list", "missing", "no-object", "unknown"],
+)
+def test_a_config_that_is_none_is_named(
+    fastslots: Command, written: Path, config: object, message: str
+) -> None:
+    (written / "config.json").write_text(json.dumps(config))
+    result = fastslots("train", "--resume", written)
+    assert result.code == 2
+    assert f"run/{message}" in result.err
+
+
+def test_what_lies_in_a_run_is_not_taken_for_one(
+    fastslots: Command, run: Path, tmp_path: Path
+) -> None:
+    assert fastslots("train", "--resume", run, "--steps", 4, "--device", "cpu").code == 0
+    advice = f"which lies in one: fastslots train --resume {tmp_path / run} goes on from its last"
+    for inner in ("checkpoints", "checkpoints/step-000000004", "checkpoints/step-000000002"):
+        result = fastslots("train", "--resume", run / inner)
+        assert result.code == 2
+        assert f"its own folder; got run/{inner}, {advice} checkpoint, of step 4" in result.err
+    later = tmp_path / run / "checkpoints"
+    assert f"to go on from step-000000002, first move the later ones out of {later}" in result.err
+    shutil.copytree(run / "checkpoints" / "step-000000002", "model")
+    result = fastslots("train", "--resume", "model")
+    assert "model holds no run: it is a model, not the folder of a run" in result.err
 
 
 def test_every_flag_is_explained_in_the_help(fastslots: Command) -> None:

@@ -217,7 +217,7 @@ def test_names_what_is_wrong(
         ("checkpoints/step-000000002/config.json", "{", "config.json is no valid JSON"),
         ("checkpoints/step-000000002/state.json", "{", "is damaged: state.json"),
         ("checkpoints/step-000000002/state.json", "{}", "is damaged: state.json"),
-        ("config.json", "{}", "config.json is damaged"),
+        ("config.json", "{", "config.json is damaged"),
     ],
     ids=["weights", "model", "state", "state-without-step", "run"],
 )

@@ -28,7 +28,7 @@ SMALL = [*TINY_FLAGS, "--batch-size", 4, "--num-scenes", 7, "--cache", "none"]
 
 def program(
     *arguments: str, first_path: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess:
+) -> subprocess.CompletedProcess[bytes]:
     paths = [*([str(first_path)] if first_path else []), str(ROOT), str(ROOT / "kernels")]
     return subprocess.run(
         [sys.executable, "-m", "fastslots", *arguments],

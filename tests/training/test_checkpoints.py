@@ -14,11 +14,11 @@ from fastslots.training import find_checkpoint, train
 from fastslots.training.checkpoints import (
     RunState,
     last_step,
-    restore_checkpoint,
     save_checkpoint,
     tidy,
 )
 from fastslots.training.recipe import Plateau
+from fastslots.training.restoring import DamagedError, restore_checkpoint
 from tests.training.runs import rows, run
 from tests.training.tiny import Images, tiny_model, tiny_recipe
 
@@ -148,14 +148,16 @@ def test_what_a_kill_left_is_tidied_up(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     saved = save_checkpoint(tmp_path, RunState(3), *trained(), keep=1)
     (saved / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"step-000000003 is damaged"):
+    with pytest.raises(DamagedError, match=r"step-000000003 is damaged"):
         restore_checkpoint(saved, *trained())
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, RunState(3), *trained(), keep=1)
     other = tiny_model(num_slots=4)
-    with pytest.raises(ValueError, match="of another configuration"):
+    with pytest.raises(
+        ValueError, match=r"of another configuration: it has num_slots 3 in place of 4"
+    ):
         train(other, tiny_recipe(steps=9), Images(10), Images(6), tmp_path, resume=True)
 
 

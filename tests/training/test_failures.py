@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -111,6 +113,51 @@ def test_a_loss_that_is_no_number_ends_the_run_at_that_step(tmp_path: Path, imag
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000000003"]
     again = forked.fastslots(*resume, "--lr-dvae", 1e-4, "--clip", 1)
     assert again.code == 0, again.said
+
+
+def test_a_run_that_diverged_before_a_checkpoint_begins_again_as_it_says(
+    tmp_path: Path, images: Path
+) -> None:
+    folder = tmp_path / "a run"
+    recipe = (*TINY_FLAGS, "--batch-size", 4, "--steps", 6, "--log-every", 1)
+    wild = ("--lr-dvae", 1e30, "--no-clip")
+    line = one_line(forked.fastslots("train", "--data", images, "--output", folder, *recipe, *wild))
+    advice = line.partition("it has no checkpoint yet: begin again with other settings, such as: ")[
+        2
+    ]
+    program, *command = shlex.split(advice)
+    assert program == "fastslots"
+    again = forked.fastslots(*command, "--device", "cpu", "--lr-dvae", 1e-4)
+    assert again.code == 0, again.said
+    assert [row["step"] for row in rows(folder, "train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_as_it_says(
+    tmp_path: Path, images: Path
+) -> None:
+    folder = tmp_path / "a run"
+    recipe = (*TINY_FLAGS, "--batch-size", 4, "--steps", 6, "--validate-every", 3)
+    begun = forked.fastslots("train", "--data", images, "--output", folder, *recipe)
+    assert begun.code == 0, begun.said
+    checkpoints = folder / "checkpoints"
+    whole = [path.read_bytes() for path in sorted((checkpoints / "step-000000006").iterdir())]
+    resume = ("train", "--resume", folder, "--device", "cpu", "--steps", 7)
+    for last, earlier in (
+        (6, "from step-000000003, the one before it,"),
+        (3, "from the first step"),
+    ):
+        damaged = checkpoints / f"step-{last:09d}"
+        (damaged / "optimizer.safetensors").write_bytes(b"")
+        line = one_line(forked.fastslots(*resume))
+        assert f"the checkpoint in {damaged} is damaged: " in line
+        advice = line.partition(f"; to go on {earlier} put it aside: ")[2]
+        subprocess.run(shlex.split(advice), check=True)
+    again = forked.fastslots(*resume, "--steps", 6)
+    assert again.code == 0, again.said
+    assert whole == [
+        path.read_bytes() for path in sorted((checkpoints / "step-000000006").iterdir())
+    ]
+    assert (folder / "damaged-step-000000003" / "model.safetensors").is_file()
 
 
 class Poisoned(Images):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from fastslots.training.progress import TrainingProgress
+from fastslots.training.run import TrainingRun
+from tests.training.tiny import Images, tiny_model, tiny_recipe
 
 ROW = {
     "cross_entropy": 138.94,
@@ -31,3 +34,22 @@ def test_a_narrow_terminal_shows_the_whole_bar(width: int, monkeypatch: pytest.M
     assert "…" not in text
     words = "training 123456/250000 -:--:-- left cross-entropy 138.9 mse 12.3 slots used 4.2 1234 images/s"
     assert set(words.split()) <= set(text.split())
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_compiling_is_announced_before_the_first_step(
+    compile: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torch.compile", lambda model, **_: model)
+    recipe = tiny_recipe(compile=compile)
+    with TrainingRun(tiny_model(), recipe, Images(6), tmp_path, resume=False):
+        said = capsys.readouterr().out
+    assert said == compile * "compiling the training step: the first takes minutes on a CPU\n"
+
+
+def test_one_process_alone_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    TrainingProgress(0, 1, shown=False).say("hello")
+    assert capsys.readouterr().out == ""
