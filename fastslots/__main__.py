@@ -21,9 +21,9 @@ def main() -> None:
     try:
         for module in ("typer", "rich"):
             require(module, "train")
-        from fastslots.cli.app import app  # noqa: PLC0415 - needs the extras checked above
+        from fastslots.cli.app import run  # noqa: PLC0415 - needs the extras checked above
 
-        app(prog_name="fastslots")
+        sys.exit(run())
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)  # noqa: T201 - the output of a command
         sys.exit(130)
@@ -31,7 +31,9 @@ def main() -> None:
         if os.environ.get("FASTSLOTS_DEBUG"):
             raise
         if SAID_BY_MAIN not in getattr(error, "__notes__", ()):
-            print(f"fastslots: error: {error}", file=sys.stderr)  # noqa: T201 - as above
+            line, *more = str(error).strip().splitlines() or [repr(error)]
+            hint = " (FASTSLOTS_DEBUG=1 shows more)" if more else ""
+            print(f"fastslots: error: {line}{hint}", file=sys.stderr)  # noqa: T201 - as above
         sys.exit(2)
 
 

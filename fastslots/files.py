@@ -61,11 +61,16 @@ def check_writable(folder: Path) -> None:
     """Makes a folder for results, and tries it: before minutes of work, not after.
 
     Raises:
-        OSError: If nothing can be written there.
+        OSError: If nothing can be written there, naming it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"output must be a folder that can be made and written to; got {str(folder)!r}: {error.strerror}"
+        ) from error
 
 
 def check_run_folder(run: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +57,9 @@ def test_the_package_is_there_at_once_and_what_it_holds_when_asked_for() -> None
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "module 'fastslots' has no attribute 'colours'\n"
+
+
+def test_numpy_is_installed_with_the_package() -> None:
+    """Without it PyTorch warns whenever it is imported."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert any(re.match("numpy\\b", requirement) for requirement in project["dependencies"])

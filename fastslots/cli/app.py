@@ -15,6 +15,10 @@ from fastslots.cli.train import train
 from fastslots.errors import INTERRUPTED
 from fastslots.version import __version__
 
+UsageError: Any = (
+    typer.BadParameter.__base__
+)  # of click, or of the copy of it that newer typers have
+
 
 class Commands(TyperGroup):
     """The commands; typer would end one that Ctrl-C stops without a word."""
@@ -30,7 +34,6 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,14 +46,17 @@ def _say_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def fastslots(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version."),
     ] = False,
 ) -> None:
     """Slot attention as a fixed point: train SLATE, look at its slots, measure."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 app.command()(train)
@@ -58,3 +64,21 @@ app.command()(evaluate)
 app.command()(reconstruct)
 app.command()(compare)
 app.add_typer(benchmark, name="benchmark")
+
+
+def run() -> int | None:
+    """Runs the command that the program was called with.
+
+    Returns:
+        The exit code, None for 0.
+
+    Raises:
+        ValueError: If the arguments are none of the command's, naming what is wrong with which.
+    """
+    try:
+        code: int | None = app(prog_name="fastslots", standalone_mode=False)
+    except UsageError as error:
+        message = " ".join(error.format_message().split()).removesuffix(".")
+        command = error.ctx.command_path if error.ctx else "fastslots"
+        raise ValueError(f"{message}; see: {command} --help") from error
+    return code

@@ -21,6 +21,7 @@ from fastslots.benchmark import (
 )
 from fastslots.benchmark.report import environment_line, legend, skipped_lines
 from fastslots.cli.benchmark_slate import slate
+from fastslots.cli.paths import any_path
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
@@ -106,9 +107,9 @@ def benchmark(
         float, typer.Option(help="Seconds for timing one shape; no less than 3 rounds.")
     ] = 15.0,
     plot: Annotated[bool, typer.Option(help="Draw the plots, with matplotlib.")] = True,
-    output: Annotated[Path, typer.Option(help="Folder for the JSON file and the plots.")] = Path(
-        "runs/benchmark"
-    ),
+    output: Annotated[
+        Path, typer.Option(parser=any_path, help="Folder for the JSON file and the plots.")
+    ] = Path("runs/benchmark"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Measures slot attention against the number of iterations: time, memory kept, peak memory.
@@ -120,19 +121,23 @@ def benchmark(
         _refuse_flags(context)
         return
     where = choose_device(device)
-    name = preset_name or ("slate64" if where.type == "cuda" else "small")
+    usual = "slate64" if where.type == "cuda" else "small"
+    name = usual if preset_name is None else preset_name
     changes = {
         "batch": batch,
         "num_inputs": inputs,
         "input_size": width,
         "slot_size": width,
-        "mlp_hidden_size": mlp_width or width,
+        "mlp_hidden_size": width if mlp_width is None else mlp_width,
         "num_slots": slots,
         "num_heads": heads,
     }
     cases = _cases(name, {field: value for field, value in changes.items() if value is not None})
     if dtype is not None or precision is not None:
-        kind = {"dtype": dtype or "float32", "precision": precision or "ieee"}
+        kind = {
+            "dtype": "float32" if dtype is None else dtype,
+            "precision": "ieee" if precision is None else precision,
+        }
         cases = [dataclasses.replace(case, **kind) for case in cases]  # type: ignore[arg-type]
     if iterations is not None:
         counts = _parse_iterations(iterations)

@@ -20,6 +20,7 @@ from fastslots.benchmark import (
 from fastslots.benchmark.report import environment_line, skipped_lines
 from fastslots.benchmark.slate_cases import IMAGE_SIZES, VOCAB_SIZES
 from fastslots.benchmark.slate_report import LEGEND
+from fastslots.cli.paths import any_path
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
@@ -77,9 +78,9 @@ def slate(
             help="Seconds for timing one image size and vocabulary; no less than 3 rounds."
         ),
     ] = 60.0,
-    output: Annotated[Path, typer.Option(help="Folder for the JSON file and the plot.")] = Path(
-        "runs/benchmark"
-    ),
+    output: Annotated[
+        Path, typer.Option(parser=any_path, help="Folder for the JSON file and the plot.")
+    ] = Path("runs/benchmark"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Measures SLATE's training step against SLATE in the form of its public code: time and memory.

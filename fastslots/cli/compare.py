@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fastslots.cli.flags import with_flags
+from fastslots.cli.paths import utf8_path
 from fastslots.cli.tables import show_results
 from fastslots.comparison import Settings
 from fastslots.comparison import compare as run_comparison
@@ -34,7 +35,9 @@ TINY_STEPS = 12
 
 @with_flags({"settings": Settings})
 def compare(
-    output: Annotated[Path, typer.Option(help="Folder for all files.")] = Path("runs/compare"),
+    output: Annotated[Path, typer.Option(parser=utf8_path, help="Folder for all files.")] = Path(
+        "runs/compare"
+    ),
     minutes: Annotated[float, typer.Option(help="For everything, from the first scene on.")] = 3.0,
     steps: Annotated[
         int | None,

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from fastslots.benchmark.environment import describe_environment
 from fastslots.cli.flags import with_flags
+from fastslots.cli.paths import any_path, check_apart, utf8_path
 from fastslots.cli.run_config import absolute_paths, read_config
 from fastslots.cli.tables import show_line
 from fastslots.data.folder import ImageFolder
@@ -38,6 +39,7 @@ def evaluate(
     checkpoint: Annotated[
         Path,
         typer.Argument(
+            parser=utf8_path,
             metavar="CHECKPOINT_OR_RUN",
             help="A run folder (its best checkpoint), or a checkpoint's folder.",
         ),
@@ -58,8 +60,9 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
+            parser=any_path,
             help="Folder to write to. Default: RUN/evaluation-SPLIT, or beside a checkpoint "
-            "that is in no run."
+            "that is in no run.",
         ),
     ] = None,
     *,
@@ -85,6 +88,7 @@ def evaluate(
     if output is None:
         name = f"evaluation-{split}"
         output = run / name if run is not None else folder.with_name(f"{folder.name}-{name}")
+    check_apart(output, source.data)
     check_writable(output)
 
     with _progress(len(data) if images is None else images) as progress:

@@ -9,25 +9,42 @@ from typing import Annotated
 import torch
 import typer
 
+from fastslots.cli.paths import any_path, utf8_path
 from fastslots.data.folder import load_image
 from fastslots.devices import choose_device
+from fastslots.files import check_writable
 from fastslots.slate import SLATE
 from fastslots.training.checkpoints import find_checkpoint
 from fastslots.training.validation import draw_panels
 
 
 def reconstruct(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="PNG or JPEG files.")],
-    checkpoint: Annotated[
-        Path, typer.Option(help="A run folder (its best checkpoint), or a checkpoint's folder.")
+    images: Annotated[
+        list[Path], typer.Argument(parser=any_path, metavar="IMAGE", help="PNG or JPEG files.")
     ],
-    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("reconstruction.png"),
+    checkpoint: Annotated[
+        Path,
+        typer.Option(
+            parser=utf8_path, help="A run folder (its best checkpoint), or a checkpoint's folder."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(parser=any_path, help="PNG file to write.")] = Path(
+        "reconstruction.png"
+    ),
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the initial slots.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Draws image | dVAE | through the slots | segments | one panel per slot, for any images."""
     if output.suffix.lower() != ".png":
         raise ValueError(f"output must be a PNG file; got {str(output)!r}")
+    for path in images:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"IMAGE must be a PNG or JPEG file; got {str(path)!r}, which is none"
+            )
+    if output.resolve() in {path.resolve() for path in images}:
+        raise ValueError(f"output must be another file than the images; got {str(output)!r}")
+    check_writable(output.parent)
     # What learns, and what is frozen, is no news to who looks at a trained model.
     logging.getLogger("fastslots").setLevel(logging.ERROR)
     where = choose_device(device)

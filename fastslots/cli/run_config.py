@@ -46,6 +46,8 @@ def read_config(run: Path) -> dict[str, dict[str, Any]]:
 def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
     """Paths that mean the same when the run is resumed from another folder; a cache "none" is None."""
     paths = dict(data)
+    if paths.get("data") == "":  # which would mean the current folder
+        raise ValueError("data must be 'scenes' or a folder of images; got ''")
     if paths.get("data", "scenes") != "scenes":
         paths["data"] = str(Path(paths["data"]).absolute())
     if paths.get("cache") is not None:
@@ -89,6 +91,7 @@ def _why_no_run(folder: Path) -> str:
     run = checkpoints.parent
     if checkpoints.name != "checkpoints" or not (run / "config.json").is_file():
         kind = "is a model, not the folder of a run" if is_model(place) else "has no config.json"
+        kind = "is a file" if place.is_file() else kind
         return f"{folder} holds no run: it {kind}"
     step = last_step(run)
     advice = f"{resume_command(run)} goes on from its last checkpoint, of step {step}"

@@ -17,10 +17,12 @@ import torch
 import typer
 
 from fastslots.cli.flags import with_flags
+from fastslots.cli.paths import check_apart, utf8_path
 from fastslots.cli.run_config import absolute_paths, read_config
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource
 from fastslots.devices import choose_device
+from fastslots.files import check_writable
 from fastslots.noise import derive_seed
 from fastslots.slate import SLATE, SLATEConfig
 from fastslots.training.batches import BatchParts
@@ -60,6 +62,8 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"num_scenes": 2_000, "max_objects": 4, "mirror": False, "cache": "runs/scene-cache"},
 }
 
+MAX_WORKERS = 256  # more would be a slip of the finger that stops a machine
+
 # What each switch sets, and its value.
 SWITCHES: dict[str, tuple[str, float]] = {
     "--no-clip": ("clip", math.inf),
@@ -75,10 +79,14 @@ SWITCHES: dict[str, tuple[str, float]] = {
 )
 def train(
     output: Annotated[
-        Path | None, typer.Option(help="Run folder. Default: runs/train-DATE-TIME.")
+        Path | None,
+        typer.Option(parser=utf8_path, help="Run folder. Default: runs/train-DATE-TIME."),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run folder's last checkpoint and settings.")
+        Path | None,
+        typer.Option(
+            parser=utf8_path, help="Go on with this run folder's last checkpoint and settings."
+        ),
     ] = None,
     settings: Annotated[
         str,
@@ -92,6 +100,7 @@ def train(
         int | None,
         typer.Option(
             min=0,
+            max=MAX_WORKERS,
             help="Processes that load images; 0: in this one. Default: several for a folder on CUDA, else 0.",
             show_default=False,
         ),
@@ -125,9 +134,13 @@ def train(
     processes = join_processes(choose_device(device))
     where = processes.device
     if resume is not None:
-        if output is not None or settings != "auto" or any(flags["model"]) or any(flags["data"]):
+        named = {"output": output is not None, "settings": settings != "auto"}
+        given = [name for name, is_given in named.items() if is_given]
+        given += [*flags["model"], *flags["data"]]
+        if given:
             raise ValueError(
-                "resume takes model, data, settings and folder from the run: leave their flags out"
+                "resume takes model, data, settings and folder from the run; got "
+                f"{', '.join('--' + name.replace('_', '-') for name in given)}: leave that out"
             )
         run, saved = resume, read_config(resume)
     else:
@@ -146,7 +159,7 @@ def train(
     train_set = source.open("train", config.image_size, render_on)
     validation_set = source.open("val", config.image_size, render_on)
     if resume is None:
-        on_main(processes, lambda: _new_run(run))
+        on_main(processes, lambda: _new_run(run, source))
     if not processes.is_main_process:
         logging.getLogger("fastslots").setLevel(logging.ERROR)
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
@@ -228,10 +241,11 @@ def _thread_errors_once() -> Iterator[None]:
         threading.excepthook = previous
 
 
-def _new_run(run: Path) -> None:
+def _new_run(run: Path, source: DataSource) -> None:
     """Makes the run folder."""
     if (run / "config.json").exists():
         raise FileExistsError(
             f"{run} holds a run already: choose another --output, or go on with: {resume_command(run)}"
         )
-    run.mkdir(parents=True, exist_ok=True)
+    check_apart(run, source.data)
+    check_writable(run)

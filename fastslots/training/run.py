@@ -231,4 +231,6 @@ def _prepare(folder: Path, steps: int, *, resume: bool) -> None:
     if done and not resume:
         raise FileExistsError(f"{folder} holds checkpoints of a run already: go on from its last")
     if steps <= done:
-        raise ValueError(f"steps must be above {done}, where the run stands; got {steps}")
+        raise ValueError(
+            f"steps must be above {done}, where the run stands; got {steps}: give more to go on"
+        )

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fastslots.cli.flags import argument_help
+from fastslots.data.source import DataSource
 from fastslots.slate import SLATE, SLATEConfig
 from tests.cli.conftest import Command
 from tests.cli.test_evaluate_command import SCENES, write_run
@@ -92,8 +93,8 @@ def test_reconstruct_is_decided_by_the_seed(fastslots: Command, run: Path, image
         (["--lr-main", "inf"], "lr_main must be above 0 and finite; got inf"),
         (["--resume", "nowhere"], "nowhere holds no run: it has no config.json"),
         (
-            ["--resume", "nowhere", "--d-model", "8"],
-            "resume takes model, data, settings and folder from the run",
+            ["--resume", "nowhere", "--output", "other", "--d-model", "8"],
+            "folder from the run; got --output, --d-model: leave that out",
         ),
         (["--max-objects", "99"], "max_objects"),
     ],
@@ -134,11 +135,27 @@ def test_a_damaged_config_is_named(fastslots: Command, run: Path) -> None:
     assert "run/config.json is damaged" in result.err
 
 
+@pytest.mark.parametrize("output", ["images", "images/run"])
+def test_a_run_among_its_images_is_refused(fastslots: Command, images: Path, output: str) -> None:
+    before = sorted(images.iterdir())
+    result = fastslots("train", "--data", images, "--output", output, *SMALL)
+    assert result.code == 2
+    assert (
+        "output must lie outside of the data folder, whose images its pictures would" in result.err
+    )
+    write_run(Path("run"), DataSource(data=str(images)))
+    result = fastslots("evaluate", "run", "--output", output, "--device", "cpu")
+    assert "output must lie outside of the data folder" in result.err
+    assert sorted(images.iterdir()) == before
+
+
 def test_an_output_that_is_a_file_is_named(fastslots: Command, images: Path) -> None:
     Path("occupied").write_text("")
     result = fastslots("train", "--data", images, "--output", "occupied/run", *SMALL)
     assert result.code == 2
-    assert "occupied" in result.err
+    assert (
+        "output must be a folder that can be made and written to; got 'occupied/run'" in result.err
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +163,19 @@ def test_an_output_that_is_a_file_is_named(fastslots: Command, images: Path) -> 
     [
         (["missing.png", "--checkpoint", "run"], "missing.png"),
         (["corrupt.png", "--checkpoint", "run"], "corrupt.png"),
+        (
+            ["images", "--checkpoint", "run"],
+            "IMAGE must be a PNG or JPEG file; got 'images', which",
+        ),
         (["images/00.png", "--checkpoint", "nowhere"], "nowhere holds no checkpoint"),
+        (
+            ["images/00.png", "--checkpoint", "run", "--output", "run/../images/00.png"],
+            "output must be another file than the images; got 'run/../images/00.png'",
+        ),
+        (
+            ["images/00.png", "--checkpoint", "run", "--output", "corrupt.png/a.png"],
+            "output must be a folder that can be made and written to; got 'corrupt.png'",
+        ),
         (
             ["images/00.png", "--checkpoint", "run", "--output", "a.gif"],
             "output must be a PNG file",

@@ -59,7 +59,10 @@ def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, module: str) ->
         (["train", *SMALL], "fastslots.training.loop.TrainingRun"),
         (["evaluate", "run", "--device", "cpu"], "fastslots.cli.evaluate.measure"),
         (["evaluate", "run", "--device", "cpu"], "fastslots.data.source.Scenes"),
-        (["reconstruct", "a.png", "--checkpoint", "run"], "fastslots.cli.reconstruct.load_image"),
+        (
+            ["reconstruct", "images/00.png", "--checkpoint", "run"],
+            "fastslots.cli.reconstruct.load_image",
+        ),
         (["compare", "--tiny", "--device", "cpu"], "fastslots.cli.compare.run_comparison"),
         (["benchmark", "--device", "cpu"], "fastslots.cli.benchmark.run_benchmark"),
         (
@@ -70,7 +73,11 @@ def test_an_interrupt_during_imports_is_one_line(tmp_path: Path, module: str) ->
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
 def test_an_interrupt_ends_every_command_in_one_line(
-    fastslots: Command, monkeypatch: pytest.MonkeyPatch, command: list[object], where: str
+    fastslots: Command,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[object],
+    where: str,
 ) -> None:
     write_run(Path("run"), SCENES)
     monkeypatch.setattr(where, interrupt)
@@ -99,9 +106,110 @@ def test_the_program_works_in_the_c_locale(tmp_path: Path) -> None:
     shown = program("train", "--help", **ascii_alone)
     assert shown.returncode == 0, shown.stderr
     assert b"L? norm" in shown.stdout
-    refused = program("evaluate", str(tmp_path / "\u00fc"), **ascii_alone)
+    refused = program("evaluate", "x", "--data", str(tmp_path / "\u00fc"), **ascii_alone)
     assert refused.returncode == 2
-    assert b"holds no checkpoint" in refused.stderr
+    assert refused.stderr.startswith(b"fastslots: error: x holds no checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--iterations", "3"], "No such option: --iterations"),
+        (["train", "--steps", "many"], "Invalid value for '--steps': "),
+        (["train", "--workers", "99999"], "Invalid value for '--workers': "),
+        (["train", "--steps"], "Option '--steps' requires an argument; see: fastslots"),
+        (["train", "one", "two"], "(one two); see: fastslots train --help"),
+        (["reconstruct"], "Missing argument 'IMAGE"),
+        (["benchmark", "slates"], "No such command 'slates'"),
+        (["paint"], "No such command 'paint'"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_one_line(fastslots: Command, arguments: list[str], message: str) -> None:
+    result = fastslots(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    assert line.startswith("fastslots: error: ")
+    assert message in line
+    assert "; see: fastslots" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--output"], "--output"),
+        (["train", "--resume"], "--resume"),
+        (["train", "--data"], "data"),
+        (["evaluate"], "CHECKPOINT_OR_RUN"),
+        (["evaluate", "run", "--output"], "--output"),
+        (["evaluate", "run", "--data"], "data"),
+        (["reconstruct", "--checkpoint", "run"], "IMAGE"),
+        (["reconstruct", "a.png", "--checkpoint"], "--checkpoint"),
+        (["reconstruct", "a.png", "--checkpoint", "run", "--output"], "--output"),
+        (["compare", "--output"], "--output"),
+        (["benchmark", "--output"], "--output"),
+        (["benchmark", "--preset"], "preset"),
+        (["benchmark", "--dtype"], "dtype"),
+        (["benchmark", "slate", "--output"], "--output"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_nothing_is_taken_for_a_value(fastslots: Command, arguments: list[str], named: str) -> None:
+    write_run(Path("run"), SCENES)
+    result = fastslots(*arguments, "")
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert named in line
+    assert "; got ''" in line
+    assert [path.name for path in Path().iterdir()] == ["run"]
+
+
+NO_UTF8 = "a\udcff"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--output", NO_UTF8],
+        ["train", "--resume", NO_UTF8],
+        ["evaluate", NO_UTF8],
+        ["reconstruct", "a.png", "--checkpoint", NO_UTF8],
+        ["compare", "--output", NO_UTF8],
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_folder_of_checkpoints_whose_name_is_no_utf8_is_refused(
+    fastslots: Command, arguments: list[str]
+) -> None:
+    result = fastslots(*arguments)
+    assert result.code == 2
+    assert "must be a path in UTF-8; got 'a\\udcff': rename it" in result.err
+    assert list(Path().iterdir()) == []
+
+
+def test_other_paths_need_no_utf8(fastslots: Command, images: Path) -> None:
+    write_run(Path("run"), SCENES)
+    images = images.rename(NO_UTF8)
+    image = (images / "00.png").rename(images / f"{NO_UTF8}.png")
+    shown = fastslots("reconstruct", image, "--checkpoint", "run", "--output", images / "out.png")
+    assert shown.code == 0, shown.err
+    options = ("--data", images, "--device", "cpu", "--output", f"out{NO_UTF8}")
+    assert fastslots("evaluate", "run", *options).code == 0
+    trained = fastslots("train", "--data", images, "--output", "trained", "--steps", 1, *SMALL[:-4])
+    assert trained.code == 0, trained.err
+    assert fastslots("train", "--resume", "trained", "--steps", 2, "--device", "cpu").code == 0
+
+
+def test_an_error_of_several_lines_is_cut_to_its_first(
+    fastslots: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("it went wrong\nframe 1\nframe 2")
+
+    monkeypatch.setattr("fastslots.cli.benchmark.run_benchmark", fail)
+    result = fastslots("benchmark", "--device", "cpu")
+    assert result.err == "fastslots: error: it went wrong (FASTSLOTS_DEBUG=1 shows more)\n"
 
 
 def test_the_version_is_that_of_the_project(fastslots: Command) -> None:
