@@ -49,7 +49,10 @@ class ReferenceStep:
         )
         logits = self.k @ self._heads(q).transpose(-1, -2)  # [B, H, N, K]
         joint = logits.transpose(1, 2).flatten(2)  # [B, N, H K]
-        attn = F.softmax(joint, dim=-1).view(b, n, self.num_heads, num_slots).transpose(1, 2)
+        # Wide, as the sums below: epsilon is 0 in float16, and CPU autocast leaves a softmax narrow.
+        wide = torch.promote_types(joint.dtype, torch.float32)
+        attn = F.softmax(joint, dim=-1, dtype=wide)
+        attn = attn.view(b, n, self.num_heads, num_slots).transpose(1, 2)
         if self.valid is not None:
             attn = attn.masked_fill(~self.valid, 0)
 
@@ -59,8 +62,10 @@ class ReferenceStep:
         total = weighted.sum(dim=-2, keepdim=True)
         # Only an image without a valid input sums to 0: its updates are 0, not 0 / 0.
         weighted = weighted / torch.where(total > 0, total, 1)
-        updates = (weighted.transpose(-1, -2) @ self.v).transpose(1, 2).reshape(b * num_slots, d)
+        updates = weighted.to(self.v.dtype).transpose(-1, -2) @ self.v
+        updates = updates.transpose(1, 2).reshape(b * num_slots, d)
 
+        old_dtype = slots.dtype
         slots = torch.gru_cell(
             updates.to(slots.dtype),
             slots.reshape(b * num_slots, d),
@@ -72,7 +77,7 @@ class ReferenceStep:
         hidden = _norm(slots, w.norm_mlp_weight, w.norm_mlp_bias, w.norm_mlp_eps)
         hidden = F.relu(F.linear(hidden, w.mlp_0_weight, w.mlp_0_bias))
         slots = slots + F.linear(hidden, w.mlp_2_weight, w.mlp_2_bias)
-        return slots, attn.sum(1) if return_attn else None
+        return slots, attn.sum(1).to(old_dtype) if return_attn else None
 
     def _heads(self, x: Tensor) -> Tensor:
         """``[B, n, H d]`` to ``[B, H, n, d]``."""
