@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastslots_kernels.checks import check_choice
+from fastslots_kernels.derivatives import refuse_transforms
 from fastslots_kernels.fused import FusedStep, why_not, why_not_here
 from fastslots_kernels.projection_free import ProjectionFreeStep
 from fastslots_kernels.reference import ReferenceStep
@@ -86,6 +87,9 @@ def make_step(
 ) -> Step:
     """Prepares the steps of one call with checked arguments; unrolled ones keep least each."""
     name = resolve_backend(backend, inputs, slots, weights, num_heads).name
+    if name != "reference":
+        tensors = (inputs, slots, *weights.named_tensors().values())
+        refuse_transforms(f'backend "{name}"', tensors)
     if name == "triton":
         return FusedStep(
             inputs,
