@@ -16,10 +16,12 @@ from fastslots.metrics import adjusted_rand_index, mean_best_overlap, slots_used
 from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels, segmentation
 from fastslots.slate import SLATE
+from fastslots.slate.checks import NoTokensError
 from fastslots.slate.cross_entropy import linear_cross_entropy
 from fastslots.slate.modes import eval_mode
 from fastslots_kernels.checks import check_count
 
+_BROKEN = "the model gives {} for image {}: its weights are damaged, or its training diverged"
 MASK_METRICS = ("fg_ari", "ari", "mean_best_overlap")
 
 
@@ -75,7 +77,10 @@ def evaluate(
         for first in range(0, count, batch_size):
             numbers = range(first, min(first + batch_size, count))
             image, true = load(images, numbers, like=model.out.weight)
-            seen = _look(model, image, numbers, seed)
+            try:
+                seen = _look(model, image, numbers, seed)
+            except NoTokensError as error:
+                raise ValueError(_BROKEN.format("NaN", first + error.number)) from error
             scores = _scores(model, image, None if masks is False else true, seen)
             for name, values in scores.items():
                 parts[name].append(_checked(name, values.cpu(), first))
@@ -174,10 +179,7 @@ def _checked(name: str, values: Tensor, first: int) -> Tensor:
     broken = ~values.isfinite()
     if name not in MASK_METRICS and broken.any():
         index = int(broken.nonzero()[0])
-        raise ValueError(
-            f"the model gives {name} = {values[index].item()} for image {first + index}: "
-            "its weights are damaged, or its training diverged"
-        )
+        raise ValueError(_BROKEN.format(f"{name} = {values[index].item()}", first + index))
     return values
 
 

@@ -56,6 +56,38 @@ def check_keys(keys: Tensor, batch_size: int) -> None:
         raise ValueError(f"keys must have shape ({batch_size}, 2); got {tuple(keys.shape)}")
 
 
+class NoTokensError(ValueError):
+    """Logits of tokens are NaN.
+
+    Args:
+        message: What to say.
+        number: Which image of the batch has the first of them.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def check_no_nan(name: str, logits: Tensor) -> None:
+    """Raises if the greatest logits ``[B, N]`` of tokens hold NaN, which is no token; waits for the device.
+
+    Args:
+        name: What they follow from, besides the weights.
+        logits: NaN where any of those of a token are.
+    """
+    if torch.compiler.is_compiling():
+        return
+    broken = logits.isnan().any(1)
+    if broken.any():
+        number = int(broken.nonzero()[0])
+        message = (
+            f"{name} must lead to tokens; got NaN for number {number} of the batch: it or the weights "
+            "hold no finite numbers, or a sum overflowed (float16 ends at 65504)"
+        )
+        raise NoTokensError(message, number)
+
+
 def _check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
     if value.dtype != dtype and not _is_cast(value):
         raise TypeError(f"{name} must be {dtype} like the parameters; got {value.dtype}")

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from fastslots.slate.checks import check_no_nan
 from fastslots.slate.decoder import DecoderBlock, PositionalEncoding, TransformerDecoder
+from fastslots.slate.precision import product_dtype
 
 
 @torch.no_grad()
@@ -34,19 +36,26 @@ def generate_tokens(
 
     Returns:
         Tokens in [0, V), ``[B, N]`` int64.
+
+    Raises:
+        ValueError: If the logits of an image hold NaN.
     """
     batch_size = context.shape[0]
     blocks = [
         _CachedBlock(cast(DecoderBlock, block), context, num_tokens) for block in decoder.blocks
     ]
     ids = torch.empty(num_tokens, batch_size, dtype=torch.int64, device=context.device)
+    logits_dtype = product_dtype(token_embeddings)
+    likeliest = torch.empty(num_tokens, batch_size, dtype=logits_dtype, device=context.device)
     rows = torch.zeros(batch_size, dtype=torch.int64, device=context.device)
     for position in range(num_tokens):
         x = F.embedding(rows, token_embeddings) + positions.pe[0, position]
         for block in blocks:
             x = block.step(x, position)
-        torch.argmax(out(decoder.layer_norm(x)), dim=-1, out=ids[position])
+        logits = out(decoder.layer_norm(x))
+        torch.max(logits, dim=-1, out=(likeliest[position], ids[position]))
         rows = ids[position] + 1
+    check_no_nan("slots", likeliest.t())
     return ids.t().contiguous()
 
 

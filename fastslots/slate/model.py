@@ -16,6 +16,7 @@ from fastslots.slate.cross_entropy import linear_cross_entropy
 from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
 from fastslots.slate.dvae import DVAE
 from fastslots.slate.generation import generate_tokens
+from fastslots.slate.precision import wide_dtype
 from fastslots.slate.slot_encoder import SlotEncoder
 from fastslots.slate.token_sampling import likeliest_tokens, sample_tokens
 
@@ -116,9 +117,11 @@ class SLATE(nn.Module):
             tau,
             hard,
             noise if self.training else None,
+            self.config.backend,
         )
         recon = self.dvae.decode(tokens.decoded)
-        mse = (image - recon).square().sum() / image.shape[0]
+        wide = wide_dtype(image)
+        mse = (image.to(wide) - recon.to(wide)).square().sum() / image.shape[0]
 
         embeddings = self._embed(tokens.ids, noise)
         slots, attn = self.slot_attn(embeddings[:, 1:], None, noise)
@@ -292,4 +295,5 @@ class SLATE(nn.Module):
         self, embeddings: Tensor, ids: Tensor, slots: Tensor, noise: Noise | None
     ) -> Tensor:
         features = self.tf_dec(embeddings, self.slot_proj(slots), noise if self.training else None)
-        return linear_cross_entropy(features, self.out.weight, ids) / ids.shape[0]
+        backend = self.config.backend
+        return linear_cross_entropy(features, self.out.weight, ids, backend) / ids.shape[0]

@@ -66,6 +66,14 @@ def first_order(what: str) -> Callable[[Callable[..., _Gradients]], Callable[...
     return decorate
 
 
+def empty_function_of(*tensors: Tensor) -> Tensor:
+    """A tensor without entries that depends on others, for a backward that saves none of them.
+
+    Saved, it lets `first_order` know what the gradients depend on, and costs neither memory nor a launch.
+    """
+    return torch.cat([tensor[:0].reshape(-1) for tensor in tensors])
+
+
 def _tracked(what: str, gradients: _Gradients, sources: Iterable[Tensor | None]) -> _Gradients:
     """The gradients as functions of `sources`."""
     leaves, structure = tree_flatten(gradients)
