@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastslots.data.split_record import write_record
+from fastslots.data.splits import SplitFiles
 from fastslots.files import lock_run, write_text
 from fastslots.slate import SLATE
 from fastslots.training.batches import StepBatches
@@ -34,6 +36,7 @@ def train(
     resume: bool = False,
     num_workers: int = 0,
     settings: Mapping[str, Any] | None = None,
+    image_files: SplitFiles | None = None,
 ) -> Path:
     """Trains SLATE and writes metrics, pictures and checkpoints to a run folder.
 
@@ -51,6 +54,7 @@ def train(
         resume: Go on from the last checkpoint in it, or from the start if it has none.
         num_workers: Processes that load images for this one; 0 loads in this one.
         settings: Written to ``config.json`` once nothing stands against going on.
+        image_files: Names of the files of each split, written to ``images.json`` before that.
 
     Returns:
         The folder of the last checkpoint.
@@ -69,6 +73,9 @@ def train(
     processes = join_processes(model.out.weight.device)
     with lock_run(run) if processes.is_main_process else nullcontext():
         training = TrainingRun(model, recipe, validation_set, run, resume=resume)
+        if image_files is not None:
+            files = image_files
+            on_main(processes, lambda: write_record(run, files))
         if settings is not None:
             text = json.dumps(settings, indent=2) + "\n"
             on_main(processes, lambda: write_text(run / "config.json", text))
