@@ -27,7 +27,7 @@ from fastslots.slate import SLATE, SLATEConfig
 from fastslots.training.batches import BatchParts
 from fastslots.training.loading import workers_for
 from fastslots.training.loop import train as run_training
-from fastslots.training.processes import from_main, join_processes, on_main
+from fastslots.training.processes import from_all, from_main, join_processes, on_main
 from fastslots.training.recipe import Recipe
 from fastslots.training.stopping import Terminated
 
@@ -180,11 +180,12 @@ def train(
         echo(f"{word}; go on with: fastslots train --resume {run}", err=True)
         processes.destroy_process_group()
         raise typer.Exit(code) from None
+    folders = [images for images in (train_set, validation_set) if isinstance(images, ImageFolder)]
+    found = from_all(processes, [str(path) for images in folders for path in images.corrupt])
     processes.destroy_process_group()
-    for images in (train_set, validation_set):
-        if isinstance(images, ImageFolder) and images.corrupt:
-            names = ", ".join(str(path) for path in images.corrupt)
-            echo(f"corrupt images left out or replaced: {len(images.corrupt)} ({names})")
+    corrupt = sorted(set().union(*found))
+    if corrupt:
+        echo(f"corrupt images left out or replaced: {len(corrupt)} ({', '.join(corrupt)})")
     echo(f"wrote {last} and the pictures in {run / 'samples'}")
 
 

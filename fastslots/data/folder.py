@@ -108,7 +108,8 @@ class ImageFolder(Dataset[Tensor]):
     files that have none. A file whose data turn out to be damaged when it is read is warned about
     once and replaced by the next readable image of the split, the first after the last. A link that
     leads nowhere and a file that vanishes count as corrupt, unless the whole folder is gone. In a
-    DataLoader with workers, each worker warns and keeps a record of its own.
+    DataLoader with workers, each worker warns and keeps a record of its own, which
+    ``fastslots.training`` brings back.
 
     Args:
         root: The folder.
