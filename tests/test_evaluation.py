@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -332,6 +333,39 @@ def test_rejects_a_number_of_images_that_is_not_there(num_images: int) -> None:
     message = f"^num_images must be from 1 to 7, all there are; got {num_images}$"
     with pytest.raises(ValueError, match=message):
         evaluate(make_model(), Images(), num_images=num_images)
+
+
+def test_rejects_a_data_set_without_images() -> None:
+    with pytest.raises(ValueError, match=r"^images must hold at least one image; got 0$"):
+        evaluate(make_model(), Images(0))
+
+
+@pytest.mark.parametrize("cls", [Images, MaskedImages])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: (255 * x).byte(), TypeError, "be floating point in [0, 1]; got torch.uint8"),
+        (lambda x: 255 * x, ValueError, "lie in [0, 1]; got 0."),
+        (lambda x: x.where(x < 0.9, math.inf), ValueError, "to inf: divide"),
+        (lambda x: x[:, :, :8], ValueError, "have the model's shape (3, 16, 16); got (3, 8, 16)"),
+        (lambda x: x.permute(0, 2, 3, 1), ValueError, "(3, 16, 16); got (16, 16, 3)"),
+    ],
+    ids=["uint8", "255", "inf", "size", "channels-last"],
+)
+def test_rejects_images_that_are_not_the_models(
+    cls: type[Images], change: Any, error: type[Exception], message: str
+) -> None:
+    images = cls()
+    images.images = change(images.images)
+    with pytest.raises(error, match=rf"^images\[0\] must .*{re.escape(message)}"):
+        evaluate(make_model(), images)
+
+
+def test_names_the_image_that_is_not_in_range() -> None:
+    images = Images()
+    images.images[5] *= 2
+    with pytest.raises(ValueError, match=r"^images\[5\] must lie in \[0, 1\]; got 0\..* to 1\.9"):
+        evaluate(make_model(), images, batch_size=2)
 
 
 def test_rejects_a_batch_without_images() -> None:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastslots.evaluation.images import ImageSet, MaskedImageSet, load
+from fastslots.data.image_sets import ImageSet, check_not_empty
+from fastslots.evaluation.images import MaskedImageSet, load
 from fastslots.evaluation.result import Evaluation
 from fastslots.metrics import adjusted_rand_index, mean_best_overlap, slots_used, squared_error
 from fastslots.noise import sample_keys
@@ -49,7 +50,7 @@ def evaluate(
 
     Args:
         model: On any device, in any mode.
-        images: The data set.
+        images: The data set, of images of the model's size in [0, 1].
         num_images: Takes the first so many. Default: all.
         batch_size: Images at a time.
         seed: Of the initial slots.
@@ -60,10 +61,11 @@ def evaluate(
         The values of all images.
 
     Raises:
-        TypeError: If a number is no int.
-        ValueError: If a number breaks its rule, masks are asked for where there are none, or the model
-            gives no finite numbers.
+        TypeError: If a number is no int, or an image no floating point tensor.
+        ValueError: If a number breaks its rule, masks are asked for where there are none, there is no
+            image, one has another size or values beyond [0, 1], or the model gives no finite numbers.
     """
+    check_not_empty("images", images)
     count = len(images) if num_images is None else num_images
     if not 1 <= count <= len(images):
         raise ValueError(f"num_images must be from 1 to {len(images)}, all there are; got {count}")
@@ -76,7 +78,7 @@ def evaluate(
     with eval_mode(model):
         for first in range(0, count, batch_size):
             numbers = range(first, min(first + batch_size, count))
-            image, true = load(images, numbers, like=model.out.weight)
+            image, true = load(images, numbers, model)
             try:
                 seen = _look(model, image, numbers, seed)
             except NoTokensError as error:
@@ -111,7 +113,7 @@ def draw_examples(
     examples = evaluation.examples
     numbers = [example.image for example in examples]
     with eval_mode(model):
-        image, true = load(images, numbers, like=model.out.weight)
+        image, true = load(images, numbers, model)
         seen = _look(model, image, numbers, evaluation.seed)
     save_panels(
         path,

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fastslots.data.image_sets import ImageSet
 from fastslots.files import check_run_folder
 from fastslots.slate import SLATE
 from fastslots.slate.modes import eval_mode
@@ -22,7 +23,7 @@ from fastslots.training.checkpoints import (
     save_checkpoint,
     tidy,
 )
-from fastslots.training.loading import ImageSet, validation_batches
+from fastslots.training.loading import validation_batches
 from fastslots.training.metrics import Interval, RunLog, interval_means, memory_mib
 from fastslots.training.processes import make_accelerator, on_main
 from fastslots.training.progress import TrainingProgress

@@ -82,7 +82,7 @@ def test_the_image_with_nan_is_named() -> None:
 @pytest.mark.parametrize("part", ["dvae", "slots"])
 def test_a_model_with_nan_is_not_evaluated(part: str) -> None:
     with pytest.raises(
-        ValueError, match="^the model gives NaN for image 0: its weights are damaged"
+        ValueError, match=r"^the model gives NaN for image 0: its weights are damaged"
     ):
         evaluate(broken_model(part), images(3))
 
