@@ -48,7 +48,7 @@ def load(
         TypeError: If an image is no floating point tensor.
         ValueError: If one is not of the model's size, or has values beyond [0, 1].
     """
-    indices, like = list(numbers), model.out.weight
+    indices, like = list(numbers), model.positional_encoder.pe
     if isinstance(images, MaskedImageSet):
         batch = images.batch(indices)
         _check(indices, batch.images, model)

@@ -18,7 +18,7 @@ from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels, segmentation
 from fastslots.slate import SLATE
 from fastslots.slate.checks import NoTokensError
-from fastslots.slate.cross_entropy import linear_cross_entropy
+from fastslots.slate.cross_entropy import token_cross_entropy
 from fastslots.slate.modes import eval_mode
 from fastslots_kernels.checks import check_count
 
@@ -172,7 +172,8 @@ def _cross_entropies(model: SLATE, ids: Tensor, slots: Tensor) -> Tensor:
     embeddings = model.positional_encoder(model.dictionary(ids))[:, :-1]
     features = model.tf_dec(embeddings, model.slot_proj(slots))
     images = zip(features.unsqueeze(1), ids.unsqueeze(1), strict=True)
-    losses = [linear_cross_entropy(part, model.out.weight, tokens) for part, tokens in images]
+    backend = model.config.backend
+    losses = [token_cross_entropy(part, model.out, tokens, backend) for part, tokens in images]
     return torch.stack(losses).double()
 
 

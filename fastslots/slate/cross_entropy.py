@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastslots.slate.chunks import add_product, parts
 from fastslots.slate.precision import product_dtype, wide_dtype, without_autocast
 from fastslots_kernels.derivatives import empty_function_of, first_order, refuse_transforms
+from fastslots_kernels.layers import why_called
 
 _NAME = "the cross-entropy without logits"
 
@@ -44,6 +45,16 @@ def linear_cross_entropy(
             features, weight, ids, dtype, torch.is_grad_enabled(), sources
         )
     return total
+
+
+def token_cross_entropy(features: Tensor, out: nn.Linear, ids: Tensor, backend: str) -> Tensor:
+    """`linear_cross_entropy` under a layer; one that must be called makes all logits at once."""
+    if why_called(out, nn.Linear, bias=False) is None:
+        return linear_cross_entropy(features, out.weight, ids, backend)
+    logits = out(features)
+    with without_autocast(logits):
+        logits = logits.to(wide_dtype(logits)).flatten(0, 1)
+        return F.cross_entropy(logits, ids.flatten(), reduction="sum")
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -12,7 +12,7 @@ from fastslots.noise import Noise, fresh_keys
 from fastslots.slate import official, pretrained
 from fastslots.slate.checks import check_ids, check_image, check_keys, check_slots
 from fastslots.slate.config import SLATEConfig
-from fastslots.slate.cross_entropy import linear_cross_entropy
+from fastslots.slate.cross_entropy import token_cross_entropy
 from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
 from fastslots.slate.dvae import DVAE
 from fastslots.slate.generation import generate_tokens
@@ -82,6 +82,16 @@ class SLATE(nn.Module):
         )
         self.out = linear(d_model, config.vocab_size, bias=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.positional_encoder.pe.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.positional_encoder.pe.dtype
+
     def forward(
         self,
         image: Tensor,
@@ -107,7 +117,7 @@ class SLATE(nn.Module):
             ValueError: If ``image`` has another shape or ``tau`` is not above 0.
             TypeError: If ``image`` has another dtype.
         """
-        check_image(image, self.config, self.out.weight.dtype)
+        check_image(image, self.config, self.dtype)
         if not isinstance(tau, Tensor) and not tau > 0:
             raise ValueError(f"tau must be above 0; got {tau}")
         noise = self._noise(keys, image.shape[0])
@@ -136,7 +146,7 @@ class SLATE(nn.Module):
             ValueError: If ``image`` has another shape.
             TypeError: If ``image`` has another dtype.
         """
-        check_image(image, self.config, self.out.weight.dtype)
+        check_image(image, self.config, self.dtype)
         return likeliest_tokens(self.dvae.features(image), self.dvae.token_weights())
 
     def encode(
@@ -159,7 +169,7 @@ class SLATE(nn.Module):
         """
         check_ids(ids, self.config)
         if slots is not None:
-            check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
+            check_slots(slots, self.config, self.dtype, ids.shape[0])
         noise = self._noise(keys, ids.shape[0])
         final_slots, attn = self.slot_attn(self._embed(ids, noise)[:, 1:], slots, noise)
         return final_slots, attn
@@ -180,7 +190,7 @@ class SLATE(nn.Module):
             TypeError: If a dtype is wrong.
         """
         check_ids(ids, self.config)
-        check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
+        check_slots(slots, self.config, self.dtype, ids.shape[0])
         noise = self._noise(keys, ids.shape[0]) if self.training else None
         return self._cross_entropy(self._embed(ids, noise)[:, :-1], ids, slots, noise)
 
@@ -200,11 +210,11 @@ class SLATE(nn.Module):
             ValueError: If ``slots`` has another shape.
             TypeError: If ``slots`` has another dtype.
         """
-        check_slots(slots, self.config, self.out.weight.dtype)
+        check_slots(slots, self.config, self.dtype)
         return generate_tokens(
             self.tf_dec,
             self.slot_proj(slots),
-            self.dictionary.dictionary.weight,
+            self.dictionary,
             self.positional_encoder,
             self.out,
             self.config.num_tokens,
@@ -232,7 +242,7 @@ class SLATE(nn.Module):
         """
         ids = self.tokenize(image)
         if slots is not None:
-            check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
+            check_slots(slots, self.config, self.dtype, ids.shape[0])
         embeddings = self.positional_encoder(self.dictionary(ids))
         noise = self._noise(keys, ids.shape[0])
         final_slots, _ = self.slot_attn(embeddings[:, 1:], slots, noise)
@@ -281,7 +291,7 @@ class SLATE(nn.Module):
 
     def _noise(self, keys: Tensor | None, batch_size: int) -> Noise:
         if keys is None:
-            return Noise(fresh_keys(batch_size, self.out.weight.device))
+            return Noise(fresh_keys(batch_size, self.device))
         check_keys(keys, batch_size)
         return Noise(keys)
 
@@ -295,5 +305,5 @@ class SLATE(nn.Module):
         self, embeddings: Tensor, ids: Tensor, slots: Tensor, noise: Noise | None
     ) -> Tensor:
         features = self.tf_dec(embeddings, self.slot_proj(slots), noise if self.training else None)
-        backend = self.config.backend
-        return linear_cross_entropy(features, self.out.weight, ids, backend) / ids.shape[0]
+        total = token_cross_entropy(features, self.out, ids, self.config.backend)
+        return total / ids.shape[0]

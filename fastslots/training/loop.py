@@ -79,7 +79,7 @@ def train(
     num_workers = check_count("num_workers", num_workers, 0)
     train_set = CheckedImages("train_set", train_set, model.config)
     validation_set = CheckedImages("validation_set", validation_set, model.config)
-    processes = join_processes(model.out.weight.device)
+    processes = join_processes(model.device)
     _check_same(from_all(processes, (len(train_set), len(validation_set))))
     with lock_run(run) if processes.is_main_process else nullcontext():
         training = TrainingRun(model, recipe, validation_set, run, resume=resume)

@@ -56,7 +56,7 @@ class TrainingRun:
     def __init__(
         self, model: SLATE, recipe: Recipe, validation_set: ImageSet, folder: Path, *, resume: bool
     ) -> None:
-        self.accelerator = make_accelerator(model.out.weight.device, recipe.precision)
+        self.accelerator = make_accelerator(model.device, recipe.precision)
         self.device = self.accelerator.device
         self.dtype = torch.float64 if recipe.precision == "float64" else torch.float32
         self.model, self.recipe, self.folder = model.to(self.dtype), recipe, folder

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastslots_kernels.layers import why_module_called
+
 
 @dataclass(frozen=True)
 class SlotAttentionWeights:
@@ -71,7 +73,23 @@ class SlotAttentionWeights:
                 ``mlp[2]`` Linear, ReLU between).
 
         Raises:
-            ValueError: If one of them is missing, lacks a tensor, or a projection has a bias.
+            ValueError: If one of them is missing, lacks a tensor, or computes something else than its
+                tensors say: hooks, a ``forward`` of its own (as adapters have), other layers in the MLP.
+        """
+        why = why_module_called(module)
+        if why is not None:
+            raise ValueError(
+                f"module must compute what its tensors say; got a {_name(module)} whose {why}: pass the "
+                "module itself to slot_attention, which calls its layers"
+            )
+        return cls.read(module)
+
+    @classmethod
+    def read(cls, module: nn.Module) -> SlotAttentionWeights:
+        """`from_module` of a module whose layers need no call.
+
+        Raises:
+            ValueError: If a layer is missing or lacks a tensor.
         """
 
         def tensor(path: str) -> Tensor:
@@ -86,11 +104,6 @@ class SlotAttentionWeights:
                 )
             return value
 
-        for name in ("project_q", "project_k", "project_v"):
-            if getattr(getattr(module, name, None), "bias", None) is not None:
-                raise ValueError(
-                    f"module.{name} must have no bias; that of {_name(module)} has one"
-                )
         return cls(
             **{
                 f"{norm}_{part}": tensor(f"{norm}.{part}")
