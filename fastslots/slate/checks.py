@@ -17,6 +17,12 @@ def check_image(image: Tensor, config: SLATEConfig, dtype: torch.dtype) -> None:
     _check_dtype("image", image, dtype)
 
 
+def check_not_empty(name: str, batch: Tensor) -> None:
+    """Raises if a batch is empty, whose mean loss is no number."""
+    if batch.shape[0] == 0:
+        raise ValueError(f"{name} must hold at least one image, whose losses are averaged; got 0")
+
+
 def check_ids(ids: Tensor, config: SLATEConfig) -> None:
     """Raises unless ``ids`` are a batch of ``config``'s tokens; waits for the device."""
     check_tensor("ids", ids)

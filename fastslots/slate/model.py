@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastslots.initialization import linear
 from fastslots.noise import Noise, fresh_keys
 from fastslots.slate import official, pretrained
-from fastslots.slate.checks import check_ids, check_image, check_keys, check_slots
+from fastslots.slate.checks import check_ids, check_image, check_keys, check_not_empty, check_slots
 from fastslots.slate.config import SLATEConfig
 from fastslots.slate.cross_entropy import token_cross_entropy
 from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
@@ -114,10 +114,11 @@ class SLATE(nn.Module):
             The losses, and what was computed on the way.
 
         Raises:
-            ValueError: If ``image`` has another shape or ``tau`` is not above 0.
+            ValueError: If ``image`` has another shape or is empty, or ``tau`` is not above 0.
             TypeError: If ``image`` has another dtype.
         """
         check_image(image, self.config, self.dtype)
+        check_not_empty("image", image)
         if not isinstance(tau, Tensor) and not tau > 0:
             raise ValueError(f"tau must be above 0; got {tau}")
         noise = self._noise(keys, image.shape[0])
@@ -186,10 +187,11 @@ class SLATE(nn.Module):
             Nats, summed over an image's tokens, mean over the batch; scalar.
 
         Raises:
-            ValueError: If a shape is wrong or a token is out of range.
+            ValueError: If a shape is wrong, the batch empty, or a token out of range.
             TypeError: If a dtype is wrong.
         """
         check_ids(ids, self.config)
+        check_not_empty("ids", ids)
         check_slots(slots, self.config, self.dtype, ids.shape[0])
         noise = self._noise(keys, ids.shape[0]) if self.training else None
         return self._cross_entropy(self._embed(ids, noise)[:, :-1], ids, slots, noise)
