@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from fastslots._extras import require
 from fastslots.data.splits import files_of, find_images, split_images
+from fastslots_kernels.checks import check_choice, check_count
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,13 +79,14 @@ def load_image(path: str | os.PathLike[str], image_size: int) -> Tensor:
         Image, ``[3, S, S]`` float32 in [0, 1].
 
     Raises:
-        ValueError: If image_size is not a positive integer.
+        TypeError: If image_size is no int.
+        ValueError: If it is below 1.
         CorruptImageError: If the file is no PNG or JPEG image, cannot be decoded, or is so large
             that Pillow takes it for a decompression bomb. It is an OSError and names the file.
         OSError: If the file is missing or cannot be read. It names the file.
         ImportError: If Pillow is missing.
     """
-    _check_image_size(image_size)
+    image_size = check_count("image_size", image_size, 1)
     with _opened(path) as image:
         image.load()
         resampling = require("PIL.Image", "train").Resampling.BILINEAR
@@ -123,7 +125,8 @@ class ImageFolder(Dataset[Tensor]):
         corrupt: The corrupt files of the split found so far, each with the reason.
 
     Raises:
-        ValueError: If image_size is not a positive integer, the split unknown or empty, no image is
+        TypeError: If image_size is no int.
+        ValueError: If image_size is below 1, the split unknown or empty, no image is
             under root, or some images lie beside the folders of splits.
         OSError: If root is missing or no folder, or a folder or file cannot be read.
         CorruptImageError: If every image of the split is corrupt.
@@ -142,9 +145,8 @@ class ImageFolder(Dataset[Tensor]):
         strict: bool = False,
         names: Sequence[str] | None = None,
     ) -> None:
-        _check_image_size(image_size)
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+        image_size = check_count("image_size", image_size, 1)
+        check_choice("split", split, get_args(Split))
         self.root = Path(root)
         self.image_size = image_size
         self.split = split
@@ -182,7 +184,7 @@ class ImageFolder(Dataset[Tensor]):
     def _position(self, index: int) -> int:
         """Position in paths that an index, negative or not, means."""
         if not -len(self.paths) <= index < len(self.paths):
-            raise IndexError(f"index must be below {len(self.paths)} images, got {index}")
+            raise IndexError(f"index must be below {len(self.paths)} images; got {index}")
         return index % len(self.paths)
 
     def _attempt(self, position: int) -> Tensor | CorruptImageError:
@@ -250,11 +252,6 @@ class ImageFolder(Dataset[Tensor]):
             f"every one of the {len(self.corrupt)} images of split {self.split!r} of"
             f" {str(self.root)!r} is corrupt: {first}"
         )
-
-
-def _check_image_size(image_size: object) -> None:
-    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
-        raise ValueError(f"image_size must be a positive integer, got {image_size!r}")
 
 
 def _num_cpus() -> int:

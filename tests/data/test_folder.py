@@ -439,15 +439,17 @@ def test_a_folder_that_disappears_is_no_corrupt_file(tmp_path, lose):
 @pytest.mark.parametrize("image_size", [0, -8, 8.0, True, None])
 def test_rejects_an_image_size_that_is_no_positive_integer(tmp_path, image_size):
     noise().save(tmp_path / "a.png")
-    message = f"^image_size must be a positive integer, got {image_size!r}$"
-    with pytest.raises(ValueError, match=message):
+    is_int = type(image_size) is int
+    rule, error = ("at least 1", ValueError) if is_int else ("an int", TypeError)
+    message = f"^image_size must be {rule}; got {image_size!r}$"
+    with pytest.raises(error, match=message):
         ImageFolder(tmp_path, image_size=image_size)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         load_image(tmp_path / "a.png", image_size)
 
 
 def test_rejects_an_unknown_split(tmp_path):
-    with pytest.raises(ValueError, match=r"^split must be one of \('train', .*'all'\), got 'dev'$"):
+    with pytest.raises(ValueError, match=r"^split must be one of \('train', .*'all'\); got 'dev'$"):
         ImageFolder(tmp_path, image_size=8, split="dev")
 
 
