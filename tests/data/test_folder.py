@@ -213,7 +213,7 @@ def test_returns_items_and_batches_in_order(tmp_path):
 @pytest.mark.parametrize("index", [2, -3])
 def test_rejects_an_index_out_of_range(tmp_path, index):
     write_folder(tmp_path, 2)
-    with pytest.raises(IndexError, match=f"below 2 images, got {index}"):
+    with pytest.raises(IndexError, match=f"below 2 images; got {index}"):
         ImageFolder(tmp_path, image_size=4, split="all")[index]
 
 
