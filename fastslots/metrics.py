@@ -108,7 +108,7 @@ def slots_used(attn: Tensor) -> Tensor:
         attn: Softmax over slots, ``[B, N, K]``. The first of several equal slots counts.
 
     Returns:
-        ``[B]`` float64, from 1 to K (0 without tokens).
+        ``[B]`` float64, from 1 to K (0 without tokens); NaN for an image whose attention holds one.
 
     Raises:
         ValueError: If attn is no ``[B, N, K]`` with K at least 1.
@@ -116,7 +116,9 @@ def slots_used(attn: Tensor) -> Tensor:
     if attn.ndim != 3 or attn.shape[2] < 1:
         raise ValueError(f"attn must be [B, N, K] with K at least 1; got {list(attn.shape)}")
     used = torch.zeros(attn.shape[0], attn.shape[2], dtype=torch.float64, device=attn.device)
-    return used.scatter_(1, attn.argmax(2), 1.0).sum(1)
+    best, slot = attn.max(2)  # NaN is the greatest of all
+    number = used.scatter_(1, slot, 1.0).sum(1)
+    return torch.where(best.isnan().any(1), torch.nan, number)
 
 
 def _shared_pixels(true: Tensor, pred: Tensor) -> Tensor:

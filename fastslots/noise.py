@@ -98,10 +98,11 @@ class Noise:
         return _keyed_hash(numbers, self.keys[:, :1], self.keys[:, 1:])
 
     def normal(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """Standard normal numbers, ``[B, rows, columns]``."""
-        radius = self.draw(rows, columns).exponential(dtype).mul(2).sqrt()
-        angle = self.draw(rows, columns).uniform(dtype).mul(2 * math.pi)
-        return radius * angle.cos()
+        """Standard normal numbers, ``[B, rows, columns]``; rounded at their end alone."""
+        wide = _wide(dtype)
+        radius = self.draw(rows, columns).exponential(wide).mul(2).sqrt()
+        angle = self.draw(rows, columns).uniform(wide).mul(2 * math.pi)
+        return (radius * angle.cos()).to(dtype)
 
     def dropout(self, x: Tensor, p: float) -> Tensor:
         """Zeroes entries of ``[B, rows, columns]`` with probability `p` and scales up the others."""
@@ -130,7 +131,13 @@ class Draw:
         return _shift_xor(x, 16, scratch)
 
     def uniform(self, dtype: torch.dtype) -> Tensor:
-        """Uniform on (0, 1), both ends excluded, ``[B, R, C]``."""
+        """Uniform on (0, 1), both ends excluded, ``[B, R, C]``; float32 or float64.
+
+        Raises:
+            TypeError: If the dtype is another: 16 bits cannot hold the numbers next to 0 or 1.
+        """
+        if dtype != _wide(dtype):
+            raise TypeError(f"dtype must be float32 or float64; got {dtype}")
         if dtype == torch.float32 and _fuses(self.rows):
             table: Tensor = _tables().uniform_table(self.rows, self.columns)
             return table
@@ -139,11 +146,11 @@ class Draw:
 
     def exponential(self, dtype: torch.dtype) -> Tensor:
         """Exponential of rate 1, ``[B, R, C]``."""
-        return self.uniform(dtype).log_().neg_()
+        return self.uniform(_wide(dtype)).log_().neg_().to(dtype)
 
     def gumbel(self, dtype: torch.dtype) -> Tensor:
         """Standard Gumbel, ``[B, R, C]``."""
-        return self.exponential(dtype).log_().neg_()
+        return self.exponential(_wide(dtype)).log_().neg_().to(dtype)
 
     def drop(self, p: float) -> Tensor:
         """True with probability `p` (to within 2⁻³²), ``[B, R, C]`` bool."""
@@ -152,6 +159,11 @@ class Draw:
             table: Tensor = _tables().drop_table(self.rows, self.columns, limit)
             return table
         return self.bits() < limit
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What numbers are made in that are asked for in `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _fuses(hashes: Tensor) -> bool:

@@ -171,6 +171,8 @@ def _check_attn(attn: Tensor, image_size: int) -> None:
     side = math.isqrt(attn.shape[1])
     if side < 1 or side * side != attn.shape[1]:
         raise ValueError(f"attn must have a square number of tokens; got N = {attn.shape[1]}")
+    if attn.isnan().any():
+        raise ValueError("attn must hold no NaN; got some: the slots or weights were not finite")
     if image_size < side or image_size % side:
         raise ValueError(
             f"image_size must be a multiple of {side}, the square root of the {attn.shape[1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastslots.initialization import gru_cell, linear
-from fastslots_kernels import SlotAttentionWeights, resolve_backend, slot_attention
+from fastslots_kernels import resolve_backend, slot_attention
 from fastslots_kernels.api import check_options
 from fastslots_kernels.checks import check_choice, check_count, check_multiple
 
@@ -134,7 +134,7 @@ class SlotAttention(nn.Module):
         slots, attn, self.iterations_used = slot_attention(
             inputs,
             slots,
-            SlotAttentionWeights.from_module(self),
+            self,
             num_iterations=num_iterations,
             num_heads=self.num_heads,
             epsilon=self.epsilon,

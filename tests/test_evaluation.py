@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -334,6 +335,39 @@ def test_rejects_a_number_of_images_that_is_not_there(num_images: int) -> None:
         evaluate(make_model(), Images(), num_images=num_images)
 
 
+def test_rejects_a_data_set_without_images() -> None:
+    with pytest.raises(ValueError, match=r"^images must hold at least one image; got 0$"):
+        evaluate(make_model(), Images(0))
+
+
+@pytest.mark.parametrize("cls", [Images, MaskedImages])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: (255 * x).byte(), TypeError, "be floating point in [0, 1]; got torch.uint8"),
+        (lambda x: 255 * x, ValueError, "lie in [0, 1]; got 0."),
+        (lambda x: x.where(x < 0.9, math.inf), ValueError, "to inf: divide"),
+        (lambda x: x[:, :, :8], ValueError, "have the model's shape (3, 16, 16); got (3, 8, 16)"),
+        (lambda x: x.permute(0, 2, 3, 1), ValueError, "(3, 16, 16); got (16, 16, 3)"),
+    ],
+    ids=["uint8", "255", "inf", "size", "channels-last"],
+)
+def test_rejects_images_that_are_not_the_models(
+    cls: type[Images], change: Any, error: type[Exception], message: str
+) -> None:
+    images = cls()
+    images.images = change(images.images)
+    with pytest.raises(error, match=rf"^images\[0\] must .*{re.escape(message)}"):
+        evaluate(make_model(), images)
+
+
+def test_names_the_image_that_is_not_in_range() -> None:
+    images = Images()
+    images.images[5] *= 2
+    with pytest.raises(ValueError, match=r"^images\[5\] must lie in \[0, 1\]; got 0\..* to 1\.9"):
+        evaluate(make_model(), images, batch_size=2)
+
+
 def test_rejects_a_batch_without_images() -> None:
     with pytest.raises(ValueError, match=r"^batch_size must be at least 1; got 0$"):
         evaluate(make_model(), Images(), batch_size=0)
@@ -347,13 +381,15 @@ def test_rejects_asking_for_masks_that_are_not_there() -> None:
 def test_a_model_that_gives_no_finite_numbers_is_named() -> None:
     model = make_model()
     model.out.weight.data[0] = math.nan
-    message = r"^the model gives cross_entropy_nats_per_image = nan for image 0: its weights are"
+    message = (
+        r"^the model gives NaN for image 0: its weights are damaged, or its training diverged$"
+    )
     with pytest.raises(ValueError, match=message):
         evaluate(model, Images())
 
 
 def test_the_image_that_breaks_a_model_is_named() -> None:
     model, images = make_model(), Images()
-    images.images[5] = math.inf
-    with pytest.raises(ValueError, match=r"_squared_error_per_image = (inf|nan) for image 5: "):
+    images.images[5] = math.nan
+    with pytest.raises(ValueError, match=r"^the model gives NaN for image 5: its weights are"):
         evaluate(model, images, batch_size=2)

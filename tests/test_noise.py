@@ -97,6 +97,18 @@ def test_moments_are_those_of_the_distributions(dtype):
     assert normal.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_numbers_of_16_bits_are_rounded_at_their_end_alone(dtype):
+    narrow, wide = Noise(keys(0)), Noise(keys(0))
+    for kind in ("exponential", "gumbel"):
+        numbers = getattr(narrow.draw(64, 64), kind)(dtype)
+        assert torch.equal(numbers, getattr(wide.draw(64, 64), kind)(torch.float32).to(dtype))
+        assert numbers.isfinite().all()
+    assert torch.equal(narrow.normal(64, 64, dtype), wide.normal(64, 64, torch.float32).to(dtype))
+    with pytest.raises(TypeError, match="dtype must be float32 or float64; got torch"):
+        narrow.draw(2, 2).uniform(dtype)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_drops_as_often_as_asked_and_keeps_the_mean(p):
     x = torch.ones(2, 512, 512, requires_grad=True)

@@ -344,7 +344,7 @@ def test_cases_are_every_image_size_with_every_vocabulary():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda: StepCase(CONFIG, 0), "batch_size must be a positive int; got 0"),
+        (lambda: StepCase(CONFIG, 0), "batch_size must be at least 1; got 0"),
         (lambda: StepCase(CONFIG, 1, "fp8"), "precision must be one of .*; got 'fp8'"),
         (lambda: step_cases(1, [30]), "image_size must be a multiple of the patch size 4; got 30"),
         (lambda: choose_step_providers(["jax"]), r"provider must be one or more of .*\['jax'\]"),

@@ -20,6 +20,7 @@ from fastslots.benchmark.environment import describe_environment
 from fastslots.cli.flags import with_flags
 from fastslots.cli.paths import any_path, check_apart, utf8_path
 from fastslots.cli.run_config import absolute_paths, read_config
+from fastslots.cli.run_images import files_to_evaluate
 from fastslots.cli.tables import show_line
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource, Split
@@ -71,8 +72,9 @@ def evaluate(
     """Measures a checkpoint on a split: tokens, reconstructions, objects found.
 
     Writes evaluation.json, and evaluation.png with the best, the median and
-    the worst image. The data are the run's; their flags change single settings.
-    A checkpoint outside of a run needs --data.
+    the worst image. The data are the run's, and a folder must hold the images
+    that the run began with; their flags change single settings. A checkpoint
+    outside of a run needs --data.
     """
     if split not in get_args(Split):
         raise ValueError(f"split must be one of {get_args(Split)}; got {split!r}")
@@ -82,9 +84,10 @@ def evaluate(
     folder = find_checkpoint(checkpoint).absolute()
     run = _run_of(folder)
     source = _source(folder, run, flags["data"])
+    files = files_to_evaluate(run, source, cast("Split", split))
     model = SLATE.from_pretrained(folder).to(where)
     step = _step(folder)
-    data = source.open(cast("Split", split), model.config.image_size, where)
+    data = source.open(cast("Split", split), model.config.image_size, where, files)
     if output is None:
         name = f"evaluation-{split}"
         output = run / name if run is not None else folder.with_name(f"{folder.name}-{name}")

@@ -19,6 +19,7 @@ import typer
 from fastslots.cli.flags import with_flags
 from fastslots.cli.paths import check_apart, utf8_path
 from fastslots.cli.run_config import absolute_paths, read_config
+from fastslots.cli.run_images import files_to_train_on
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource
 from fastslots.devices import choose_device
@@ -29,7 +30,7 @@ from fastslots.training.batches import BatchParts
 from fastslots.training.loading import workers_for
 from fastslots.training.loop import resume_command
 from fastslots.training.loop import train as run_training
-from fastslots.training.processes import from_main, join_processes, on_main
+from fastslots.training.processes import from_all, from_main, join_processes, on_main
 from fastslots.training.recipe import Recipe
 from fastslots.training.stopping import Terminated
 
@@ -125,7 +126,8 @@ def train(
 ) -> None:
     """Trains SLATE with implicit slot attention; writes losses, pictures and checkpoints.
 
-    The run folder holds config.json, metrics.jsonl, tensorboard/, samples/*.png and checkpoints/.
+    The run folder holds config.json, metrics.jsonl, tensorboard/, samples/*.png and checkpoints/, and
+    images.json, the names of a folder's files: a run does not go on with others.
 
     Several devices: torchrun --nproc-per-node N -m fastslots train, or accelerate launch -m fastslots train.
     """
@@ -156,8 +158,9 @@ def train(
         workers = 0 if source.data == "scenes" else workers_for(where, here)
     # Worker processes cannot share the GPU of this one.
     render_on = torch.device("cpu") if workers else where
-    train_set = source.open("train", config.image_size, render_on)
-    validation_set = source.open("val", config.image_size, render_on)
+    files = files_to_train_on(processes, source, resume)
+    train_set = source.open("train", config.image_size, render_on, files)
+    validation_set = source.open("val", config.image_size, render_on, files)
     if resume is None:
         on_main(processes, lambda: _new_run(run, source))
     if not processes.is_main_process:
@@ -182,6 +185,7 @@ def train(
                 resume=resume is not None,
                 num_workers=workers,
                 settings={name: dataclasses.asdict(part) for name, part in parts.items()},
+                image_files=files,
             )
     except KeyboardInterrupt as stopped:
         if not (run / "config.json").is_file():  # nothing to go on with
@@ -192,11 +196,12 @@ def train(
         echo(f"{word}; go on with: {resume_command(run)}", err=True)
         processes.destroy_process_group()
         raise typer.Exit(code) from None
+    folders = [images for images in (train_set, validation_set) if isinstance(images, ImageFolder)]
+    found = from_all(processes, [str(path) for images in folders for path in images.corrupt])
     processes.destroy_process_group()
-    for images in (train_set, validation_set):
-        if isinstance(images, ImageFolder) and images.corrupt:
-            names = ", ".join(str(path) for path in images.corrupt)
-            echo(f"corrupt images left out or replaced: {len(images.corrupt)} ({names})")
+    corrupt = sorted(set().union(*found))
+    if corrupt:
+        echo(f"corrupt images left out or replaced: {len(corrupt)} ({', '.join(corrupt)})")
     echo(f"wrote {last} and the pictures in {run / 'samples'}")
 
 

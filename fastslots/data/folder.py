@@ -1,13 +1,13 @@
 """Folders of PNG and JPEG images."""
 
+import errno
 import os
-import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from fastslots._extras import require
+from fastslots.data.splits import files_of, find_images, split_images
+from fastslots_kernels.checks import check_choice, check_count
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Split = Literal["train", "val", "test", "all"]
-EXTENSIONS = (".png", ".jpg", ".jpeg")
 MAX_THREADS = 8
 NAMES_IN_WARNING = 5
 
@@ -37,6 +38,15 @@ _DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
+# What the system says of one file that has gone, or of a link that leads nowhere.
+_ABSENT = (
+    errno.ENOENT,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ESTALE,
+)
 # EXIF's orientations 2 to 8, as names of Image.Transpose.
 _TRANSPOSE = {
     2: "FLIP_LEFT_RIGHT",
@@ -50,7 +60,7 @@ _TRANSPOSE = {
 
 
 class CorruptImageError(OSError):
-    """A file that is not an image, or that ends or breaks off too early; the message names it."""
+    """A file that is no image, ends or breaks off too early, or is not there; the message names it."""
 
 
 def load_image(path: str | os.PathLike[str], image_size: int) -> Tensor:
@@ -69,13 +79,14 @@ def load_image(path: str | os.PathLike[str], image_size: int) -> Tensor:
         Image, ``[3, S, S]`` float32 in [0, 1].
 
     Raises:
-        ValueError: If image_size is not a positive integer.
+        TypeError: If image_size is no int.
+        ValueError: If it is below 1.
         CorruptImageError: If the file is no PNG or JPEG image, cannot be decoded, or is so large
             that Pillow takes it for a decompression bomb. It is an OSError and names the file.
         OSError: If the file is missing or cannot be read. It names the file.
         ImportError: If Pillow is missing.
     """
-    _check_image_size(image_size)
+    image_size = check_count("image_size", image_size, 1)
     with _opened(path) as image:
         image.load()
         resampling = require("PIL.Image", "train").Resampling.BILINEAR
@@ -89,34 +100,40 @@ class ImageFolder(Dataset[Tensor]):
     """The PNG and JPEG images under a folder, as ``load_image`` reads them.
 
     The files are those that end in .png, .jpg or .jpeg in any case, in the folder and all below it,
-    links followed, each folder once, names that begin with a dot left out. They are sorted by
-    path and split 70-15-15 in that order. The split depends on the names alone, corrupt files
-    counted: a file that breaks or is repaired moves no other image from one part to another.
+    links followed, each folder once, names that begin with a dot left out. Folders named train, val
+    (or valid, validation) and test, at any depth, are the splits. Without one for val, the last 15%
+    of train are val. Where no folder has such a name, the files are split 70-15-15 in the order of
+    their paths. The split depends on the names alone, corrupt files counted: a file that breaks or
+    is repaired moves no other image from one part to another. One that is added or removed may.
 
     Construction reads the header of every file of the split and leaves out, with one warning, the
     files that have none. A file whose data turn out to be damaged when it is read is warned about
-    once and replaced by the next readable image of the split, the first after the last. In a
-    DataLoader with workers, each worker warns and keeps a record of its own.
+    once and replaced by the next readable image of the split, the first after the last. A link that
+    leads nowhere and a file that vanishes count as corrupt, unless the whole folder is gone. In a
+    DataLoader with workers, each worker warns and keeps a record of its own, which
+    ``fastslots.training`` brings back.
 
     Args:
         root: The folder.
         image_size: Side S of the images in pixels.
-        split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
+        split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``, every image whatever its folder.
         strict: Raise CorruptImageError for a corrupt file instead.
+        names: The files of the split, as ``fastslots.data.splits`` names them. Default: those found.
 
     Attributes:
         paths: The files of the split that have a readable header, in order.
         corrupt: The corrupt files of the split found so far, each with the reason.
 
     Raises:
-        ValueError: If image_size is not a positive integer, the split unknown or empty, or no image
-            is under root.
+        TypeError: If image_size is no int.
+        ValueError: If image_size is below 1, the split unknown or empty, no image is
+            under root, or some images lie beside the folders of splits.
         OSError: If root is missing or no folder, or a folder or file cannot be read.
         CorruptImageError: If every image of the split is corrupt.
         ImportError: If Pillow is missing.
 
     Source:
-        The split and the resizing are those of the SLATE authors' loaders.
+        The split 70-15-15 and the resizing are those of the SLATE authors' loaders.
     """
 
     def __init__(
@@ -126,16 +143,20 @@ class ImageFolder(Dataset[Tensor]):
         image_size: int,
         split: Split = "train",
         strict: bool = False,
+        names: Sequence[str] | None = None,
     ) -> None:
-        _check_image_size(image_size)
-        if split not in get_args(Split):
-            raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}")
+        image_size = check_count("image_size", image_size, 1)
+        check_choice("split", split, get_args(Split))
         self.root = Path(root)
         self.image_size = image_size
         self.split = split
         self.strict = strict
         self.corrupt: dict[Path, str] = {}
-        self.paths = self._with_readable_header(_split(_find_images(self.root), split, self.root))
+        if names is None:
+            names = self._find()
+        if not names:
+            raise ValueError("names must hold at least one file; got none")
+        self.paths = self._with_readable_header([self.root / name for name in names])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -154,10 +175,16 @@ class ImageFolder(Dataset[Tensor]):
             images = list(pool.map(self._attempt, positions))
         return [self._replaced(p, image) for p, image in zip(positions, images, strict=True)]
 
+    def _find(self) -> Sequence[str]:
+        """The files of the split."""
+        if self.split == "all":
+            return find_images(self.root)
+        return files_of(split_images(self.root), self.split, self.root)
+
     def _position(self, index: int) -> int:
         """Position in paths that an index, negative or not, means."""
         if not -len(self.paths) <= index < len(self.paths):
-            raise IndexError(f"index must be below {len(self.paths)} images, got {index}")
+            raise IndexError(f"index must be below {len(self.paths)} images; got {index}")
         return index % len(self.paths)
 
     def _attempt(self, position: int) -> Tensor | CorruptImageError:
@@ -167,8 +194,16 @@ class ImageFolder(Dataset[Tensor]):
             return CorruptImageError(self.corrupt[path])
         try:
             return load_image(path, self.image_size)
-        except CorruptImageError as error:
+        except OSError as error:
+            return self._of_the_file(path, error)
+
+    def _of_the_file(self, path: Path, error: OSError) -> CorruptImageError:
+        """An error as one of the file alone; raises what is none, such as a folder that is gone."""
+        if isinstance(error, CorruptImageError):
             return error
+        if error.errno not in _ABSENT or not _holds_something(self.root):
+            raise error
+        return CorruptImageError(f"{str(path)!r} cannot be read: {error.strerror}")
 
     def _replaced(self, position: int, image: Tensor | CorruptImageError) -> Tensor:
         """The image, or the next that can be decoded in place of an error."""
@@ -188,12 +223,10 @@ class ImageFolder(Dataset[Tensor]):
     def _with_readable_header(self, paths: list[Path]) -> list[Path]:
         """The files that open as images; records the others and warns about them together."""
         for path in paths:
-            try:
-                with _opened(path):
-                    pass
-            except CorruptImageError as error:
-                if self.strict:
-                    raise
+            error = self._header_error(path)
+            if error is not None and self.strict:
+                raise error
+            if error is not None:
                 self.corrupt[path] = str(error)
         if len(self.corrupt) == len(paths):
             raise self._none_left()
@@ -206,6 +239,13 @@ class ImageFolder(Dataset[Tensor]):
             )
         return [path for path in paths if path not in self.corrupt]
 
+    def _header_error(self, path: Path) -> CorruptImageError | None:
+        try:
+            with _opened(path):
+                return None
+        except OSError as error:
+            return self._of_the_file(path, error)
+
     def _none_left(self) -> CorruptImageError:
         first = next(iter(self.corrupt.values()))
         return CorruptImageError(
@@ -214,57 +254,16 @@ class ImageFolder(Dataset[Tensor]):
         )
 
 
-def _check_image_size(image_size: object) -> None:
-    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
-        raise ValueError(f"image_size must be a positive integer, got {image_size!r}")
-
-
 def _num_cpus() -> int:
     """CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _find_images(root: Path) -> list[Path]:
-    """Image files under root, sorted by path; raises for folders that cannot be listed."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    seen = set()
-    found = []
-    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            path = os.path.join(folder, name)
-            is_image = name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-            # Opening a pipe would wait for ever.
-            if is_image and stat.S_ISREG(os.stat(path).st_mode):
-                found.append(Path(path))
-    if not found:
-        raise ValueError(f"no image file ({', '.join(EXTENSIONS)}) under {str(root)!r}")
-    return sorted(found, key=Path.as_posix)
-
-
-def _split(paths: list[Path], split: Split, root: Path) -> list[Path]:
-    """The part of the sorted paths that a split holds."""
-    train_end, val_end = int(len(paths) * 0.7), int(len(paths) * 0.85)
-    part = {
-        "train": paths[:train_end],
-        "val": paths[train_end:val_end],
-        "test": paths[val_end:],
-        "all": paths,
-    }[split]
-    if not part:
-        raise ValueError(
-            f"split {split!r} of {str(root)!r} is empty: 70-15-15 of {len(paths)} image files gives"
-            f" {train_end}, {val_end - train_end} and {len(paths) - val_end}"
-        )
-    return part
+def _holds_something(folder: Path) -> bool:
+    """Whether a folder is there; a disk that is gone leaves an empty one."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(True for _ in entries)
+    return False
 
 
 @contextmanager

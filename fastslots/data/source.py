@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from fastslots.data.folder import ImageFolder
 from fastslots.data.scenes import Scenes
+from fastslots.data.splits import Split, SplitFiles, files_of, split_images
 from fastslots.settings import check_fields
 
-Split = Literal["train", "val", "test"]
+__all__ = ["DataSource", "Split"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class DataSource:
     """A choice of images.
 
     Args:
-        data: ``scenes`` for the rendered CLEVR-like scenes, or a folder of images (PNG, JPEG).
+        data: ``scenes`` for the rendered CLEVR-like scenes, or a folder of images (PNG, JPEG). Folders named
+            train, val (valid, validation) and test in it are its splits; without val, the last 15% of train
+            are held out; without any of them it is split 70-15-15 by name.
         strict: With a folder: end with an error at a corrupt file instead of leaving it out.
         num_scenes: Scenes to train on; a seventh as many are held out.
         scene_seed: Decides the scenes.
@@ -46,20 +48,38 @@ class DataSource:
     def __post_init__(self) -> None:
         check_fields(self, may_be_zero=("scene_seed",))
 
-    def open(self, split: Split, image_size: int, device: torch.device) -> Scenes | ImageFolder:
-        """The images of a split, ``"train"``, ``"val"`` or ``"test"``.
+    def split_files(self) -> SplitFiles | None:
+        """The files of each split as they are now; None for rendered scenes, which their numbers decide.
 
         Raises:
-            ValueError: If a number breaks its rule.
+            ValueError: If the folder holds no image, or its folders and files are no clear splits.
+            OSError: If the folder is missing, or one in it cannot be listed.
+        """
+        return None if self.data == "scenes" else self._split_folder()
+
+    def open(
+        self,
+        split: Split,
+        image_size: int,
+        device: torch.device,
+        files: SplitFiles | None = None,
+    ) -> Scenes | ImageFolder:
+        """The images of a split, ``"train"``, ``"val"`` or ``"test"``.
+
+        Args:
+            split: Which.
+            image_size: Side S of the images in pixels.
+            device: Where scenes are rendered.
+            files: What `split_files` has found. Default: it looks again.
+
+        Raises:
+            ValueError: If a number breaks its rule, or a folder has no such split.
             OSError: If the folder is missing, or holds no usable image.
         """
         if self.data != "scenes":
-            if not Path(self.data).is_dir():
-                raise NotADirectoryError(
-                    f"data must be 'scenes' or a folder of images; there is no folder {self.data!r}"
-                )
+            names = files_of(files or self._split_folder(), split, Path(self.data))
             return ImageFolder(
-                Path(self.data), image_size=image_size, split=split, strict=self.strict
+                self.data, image_size=image_size, split=split, strict=self.strict, names=names
             )
         return Scenes(
             self.num_scenes if split == "train" else max(1, self.num_scenes // 7),
@@ -72,3 +92,11 @@ class DataSource:
             cache=self.cache,
             device=device,
         )
+
+    def _split_folder(self) -> SplitFiles:
+        root = Path(self.data)
+        if not root.is_dir():
+            raise NotADirectoryError(
+                f"data must be 'scenes' or a folder of images; there is no folder {self.data!r}"
+            )
+        return split_images(root)

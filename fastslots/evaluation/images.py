@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-
-class ImageSet(Protocol):
-    """A sized data set of images ``[3, S, S]`` in [0, 1]; ``__getitems__`` is used where it is there."""
-
-    def __len__(self) -> int:
-        """How many images."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Tensor:
-        """One image."""
-        ...
+from fastslots.data.image_sets import ImageSet, check_image, fetch_images
+from fastslots.slate import SLATE
 
 
 class MaskedBatch(Protocol):
@@ -49,12 +40,25 @@ class MaskedImageSet(Protocol):
 
 
 def load(
-    images: ImageSet | MaskedImageSet, numbers: Sequence[int], like: Tensor
+    images: ImageSet | MaskedImageSet, numbers: Sequence[int], model: SLATE
 ) -> tuple[Tensor, Tensor | None]:
-    """Some images in dtype and device of a tensor, and their masks on this device if there are any."""
-    indices = list(numbers)
+    """Some images in dtype and on the device of a model, and their masks there if they have any.
+
+    Raises:
+        TypeError: If an image is no floating point tensor.
+        ValueError: If one is not of the model's size, or has values beyond [0, 1].
+    """
+    indices, like = list(numbers), model.positional_encoder.pe
     if isinstance(images, MaskedImageSet):
         batch = images.batch(indices)
+        _check(indices, batch.images, model)
         return batch.images.to(like), batch.masks.to(like.device)
-    fetch = getattr(images, "__getitems__", None)
-    return torch.stack(fetch(indices) if fetch else [images[i] for i in indices]).to(like), None
+    loaded = fetch_images(images, indices)
+    _check(indices, loaded, model)
+    return torch.stack(loaded).to(like), None
+
+
+def _check(numbers: Sequence[int], images: Iterable[Tensor], model: SLATE) -> None:
+    size = model.config.image_size
+    for number, image in zip(numbers, images, strict=True):
+        check_image("images", number, image, (model.config.image_channels, size, size))

@@ -10,16 +10,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastslots.evaluation.images import ImageSet, MaskedImageSet, load
+from fastslots.data.image_sets import ImageSet, check_not_empty
+from fastslots.evaluation.images import MaskedImageSet, load
 from fastslots.evaluation.result import Evaluation
 from fastslots.metrics import adjusted_rand_index, mean_best_overlap, slots_used, squared_error
 from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels, segmentation
 from fastslots.slate import SLATE
-from fastslots.slate.cross_entropy import linear_cross_entropy
+from fastslots.slate.checks import NoTokensError
+from fastslots.slate.cross_entropy import token_cross_entropy
 from fastslots.slate.modes import eval_mode
 from fastslots_kernels.checks import check_count
 
+_BROKEN = "the model gives {} for image {}: its weights are damaged, or its training diverged"
 MASK_METRICS = ("fg_ari", "ari", "mean_best_overlap")
 
 
@@ -47,7 +50,7 @@ def evaluate(
 
     Args:
         model: On any device, in any mode.
-        images: The data set.
+        images: The data set, of images of the model's size in [0, 1].
         num_images: Takes the first so many. Default: all.
         batch_size: Images at a time.
         seed: Of the initial slots.
@@ -58,10 +61,11 @@ def evaluate(
         The values of all images.
 
     Raises:
-        TypeError: If a number is no int.
-        ValueError: If a number breaks its rule, masks are asked for where there are none, or the model
-            gives no finite numbers.
+        TypeError: If a number is no int, or an image no floating point tensor.
+        ValueError: If a number breaks its rule, masks are asked for where there are none, there is no
+            image, one has another size or values beyond [0, 1], or the model gives no finite numbers.
     """
+    check_not_empty("images", images)
     count = len(images) if num_images is None else num_images
     if not 1 <= count <= len(images):
         raise ValueError(f"num_images must be from 1 to {len(images)}, all there are; got {count}")
@@ -74,8 +78,11 @@ def evaluate(
     with eval_mode(model):
         for first in range(0, count, batch_size):
             numbers = range(first, min(first + batch_size, count))
-            image, true = load(images, numbers, like=model.out.weight)
-            seen = _look(model, image, numbers, seed)
+            image, true = load(images, numbers, model)
+            try:
+                seen = _look(model, image, numbers, seed)
+            except NoTokensError as error:
+                raise ValueError(_BROKEN.format("NaN", first + error.number)) from error
             scores = _scores(model, image, None if masks is False else true, seen)
             for name, values in scores.items():
                 parts[name].append(_checked(name, values.cpu(), first))
@@ -106,7 +113,7 @@ def draw_examples(
     examples = evaluation.examples
     numbers = [example.image for example in examples]
     with eval_mode(model):
-        image, true = load(images, numbers, like=model.out.weight)
+        image, true = load(images, numbers, model)
         seen = _look(model, image, numbers, evaluation.seed)
     save_panels(
         path,
@@ -165,7 +172,8 @@ def _cross_entropies(model: SLATE, ids: Tensor, slots: Tensor) -> Tensor:
     embeddings = model.positional_encoder(model.dictionary(ids))[:, :-1]
     features = model.tf_dec(embeddings, model.slot_proj(slots))
     images = zip(features.unsqueeze(1), ids.unsqueeze(1), strict=True)
-    losses = [linear_cross_entropy(part, model.out.weight, tokens) for part, tokens in images]
+    backend = model.config.backend
+    losses = [token_cross_entropy(part, model.out, tokens, backend) for part, tokens in images]
     return torch.stack(losses).double()
 
 
@@ -174,10 +182,7 @@ def _checked(name: str, values: Tensor, first: int) -> Tensor:
     broken = ~values.isfinite()
     if name not in MASK_METRICS and broken.any():
         index = int(broken.nonzero()[0])
-        raise ValueError(
-            f"the model gives {name} = {values[index].item()} for image {first + index}: "
-            "its weights are damaged, or its training diverged"
-        )
+        raise ValueError(_BROKEN.format(f"{name} = {values[index].item()}", first + index))
     return values
 
 

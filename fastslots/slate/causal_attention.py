@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from fastslots.noise import Draw, Noise
 from fastslots.slate.chunks import Part, parts, whole_output
-from fastslots.slate.precision import product_dtype, without_autocast
+from fastslots.slate.precision import product_dtype, wide_dtype, without_autocast
 from fastslots_kernels import causal
+from fastslots_kernels.derivatives import first_order, refuse_transforms
+
+_NAME = "causal attention in parts"
 
 
 def causal_attention(
@@ -37,8 +39,9 @@ def causal_attention(
         v: Values, ``[B, H, N, D]``.
         dropout: Probability that an entry of the attention is dropped.
         noise: Decides which; None: none is.
-        backend: ``"triton"`` for the kernels, ``"torch"`` or ``"reference"`` for parts, ``"auto"`` for the
-            kernels where CUDA tensors fit them. All drop the same entries.
+        backend: ``"triton"`` for the kernels, ``"torch"`` for parts, ``"auto"`` for the kernels where CUDA
+            tensors fit them; ``"reference"`` makes the whole attention, and has derivatives of every order.
+            All drop the same entries.
 
     Returns:
         ``[B, H, N, D]``.
@@ -46,10 +49,15 @@ def causal_attention(
     Raises:
         ValueError: If `backend` is ``"triton"`` and the kernels cannot run.
     """
-    if noise is None or dropout == 0:
+    draw = None
+    if noise is not None and dropout > 0:
+        draw = noise.draw(q.shape[1] * q.shape[2], q.shape[2])
+    if backend == "reference":
+        return _whole_attention(q, k, v, dropout, draw)
+    refuse_transforms(_NAME, (q, k, v))
+    if draw is None:
         return scaled_dot_product_attention(q, k, v, is_causal=True)
     _, num_heads, length, _ = q.shape
-    draw = noise.draw(num_heads * length, length)
     q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
     output: Tensor
     with without_autocast(q):
@@ -63,7 +71,7 @@ def causal_attention(
 
 
 def _takes_kernels(q: Tensor, backend: str) -> bool:
-    if backend in ("torch", "reference") or (backend == "auto" and not q.is_cuda):
+    if backend == "torch" or (backend == "auto" and not q.is_cuda):
         return False
     reason = causal.why_not(q)
     if reason is not None and backend == "triton":
@@ -71,6 +79,19 @@ def _takes_kernels(q: Tensor, backend: str) -> bool:
             f'backend="triton" cannot make the causal attention: {reason}; take "auto" or "torch"'
         )
     return reason is None
+
+
+def _whole_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, draw: Draw | None) -> Tensor:
+    """`causal_attention` in plain PyTorch, without parts."""
+    q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
+    with without_autocast(q):
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        attn = torch.softmax(logits.masked_fill(future, -torch.inf), dim=-1, dtype=wide_dtype(q))
+        if draw is not None:
+            dropped = draw.drop(dropout).view(attn.shape)
+            attn = attn.masked_fill(dropped, 0) * (1 / (1 - dropout))
+        return attn.to(q.dtype) @ v
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -95,16 +116,16 @@ class _CausalAttention(torch.autograd.Function):
         return whole_output(output)
 
     @staticmethod
-    @once_differentiable
+    @first_order(_NAME)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, output, rows, columns = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         # Of each query: the mean of the attention's gradient under the attention.
-        mean = (grad.to(_wide(q)) * output).sum(-1, keepdim=True)
+        mean = (grad.to(wide_dtype(q)) * output).sum(-1, keepdim=True)
         grad = (grad * (1 / (1 - ctx.dropout))).to(q.dtype)
         scale = q.shape[-1] ** -0.5
         for part in _parts(q, Draw(rows, columns), ctx.dropout):
-            attn = torch.softmax(part.logits(q, k), dim=-1, dtype=_wide(q))
+            attn = torch.softmax(part.logits(q, k), dim=-1, dtype=wide_dtype(q))
             kept = attn.masked_fill(part.dropped(), 0)
             grad_part = part.queries(grad)
             part.keys(grad_v).add_(kept.to(q.dtype).transpose(-1, -2) @ grad_part)
@@ -156,7 +177,3 @@ def _parts(q: Tensor, draw: Draw, dropout: float) -> Iterator[_Queries]:
     tables = 4  # as large as the attention, that are there at a time
     for part in parts(batch_size, length, tables * num_heads * length, q.device):
         yield _Queries(part, draw, dropout, num_heads)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

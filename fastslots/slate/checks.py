@@ -17,6 +17,12 @@ def check_image(image: Tensor, config: SLATEConfig, dtype: torch.dtype) -> None:
     _check_dtype("image", image, dtype)
 
 
+def check_not_empty(name: str, batch: Tensor) -> None:
+    """Raises if a batch is empty, whose mean loss is no number."""
+    if batch.shape[0] == 0:
+        raise ValueError(f"{name} must hold at least one image, whose losses are averaged; got 0")
+
+
 def check_ids(ids: Tensor, config: SLATEConfig) -> None:
     """Raises unless ``ids`` are a batch of ``config``'s tokens; waits for the device."""
     check_tensor("ids", ids)
@@ -54,6 +60,38 @@ def check_keys(keys: Tensor, batch_size: int) -> None:
         raise TypeError(f"keys must be torch.int32; got {keys.dtype}")
     if keys.shape != (batch_size, 2):
         raise ValueError(f"keys must have shape ({batch_size}, 2); got {tuple(keys.shape)}")
+
+
+class NoTokensError(ValueError):
+    """Logits of tokens are NaN.
+
+    Args:
+        message: What to say.
+        number: Which image of the batch has the first of them.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def check_no_nan(name: str, logits: Tensor) -> None:
+    """Raises if the greatest logits ``[B, N]`` of tokens hold NaN, which is no token; waits for the device.
+
+    Args:
+        name: What they follow from, besides the weights.
+        logits: NaN where any of those of a token are.
+    """
+    if torch.compiler.is_compiling():
+        return
+    broken = logits.isnan().any(1)
+    if broken.any():
+        number = int(broken.nonzero()[0])
+        message = (
+            f"{name} must lead to tokens; got NaN for number {number} of the batch: it or the weights "
+            "hold no finite numbers, or a sum overflowed (float16 ends at 65504)"
+        )
+        raise NoTokensError(message, number)
 
 
 def _check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:

@@ -42,7 +42,8 @@ class SLATEConfig:
         init_gradient: ``"none"`` or ``"straight-through"``.
         slot_init: ``"gaussian"`` or ``"learned"``.
         backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``: of slot attention and of the
-            decoder's self-attention in training.
+            decoder's self-attention in training. ``"reference"`` is plain PyTorch throughout, which takes
+            most memory and has derivatives of every order.
         epsilon: Added to the slots' attention before its normalisation over the inputs.
 
     Raises:

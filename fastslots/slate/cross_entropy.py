@@ -5,14 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fastslots.slate.chunks import add_product, parts
-from fastslots.slate.precision import product_dtype, without_autocast
+from fastslots.slate.precision import product_dtype, wide_dtype, without_autocast
+from fastslots_kernels.derivatives import empty_function_of, first_order, refuse_transforms
+from fastslots_kernels.layers import why_called
+
+_NAME = "the cross-entropy without logits"
 
 
-def linear_cross_entropy(features: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+def linear_cross_entropy(
+    features: Tensor, weight: Tensor, ids: Tensor, backend: str = "auto"
+) -> Tensor:
     """Cross-entropy of tokens given the features that predict them, summed.
 
     Equals ``F.cross_entropy(features @ weight.T, ids, reduction="sum")``. The logits ``[B, N, V]`` are
@@ -23,25 +29,47 @@ def linear_cross_entropy(features: Tensor, weight: Tensor, ids: Tensor) -> Tenso
         features: ``[B, N, D]``.
         weight: ``[V, D]``.
         ids: Tokens in [0, V), ``[B, N]`` int64.
+        backend: ``"reference"`` makes all logits at once, and has derivatives of every order.
 
     Returns:
         Nats, scalar; float32, or float64 for float64.
     """
     dtype = product_dtype(features)
     with without_autocast(features):
+        if backend == "reference":
+            logits = F.linear(features.to(dtype), weight.to(dtype)).to(wide_dtype(features))
+            return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
+        refuse_transforms(_NAME, (features, weight))
+        sources = empty_function_of(features, weight)
         total: Tensor = _LinearCrossEntropy.apply(
-            features, weight, ids, dtype, torch.is_grad_enabled()
+            features, weight, ids, dtype, torch.is_grad_enabled(), sources
         )
     return total
+
+
+def token_cross_entropy(features: Tensor, out: nn.Linear, ids: Tensor, backend: str) -> Tensor:
+    """`linear_cross_entropy` under a layer; one that must be called makes all logits at once."""
+    if why_called(out, nn.Linear, bias=False) is None:
+        return linear_cross_entropy(features, out.weight, ids, backend)
+    logits = out(features)
+    with without_autocast(logits):
+        logits = logits.to(wide_dtype(logits)).flatten(0, 1)
+        return F.cross_entropy(logits, ids.flatten(), reduction="sum")
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, ids: Tensor, dtype: torch.dtype, tracked: bool
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        dtype: torch.dtype,
+        tracked: bool,
+        sources: Tensor,
     ) -> Tensor:
         batch_size, num_tokens, _ = features.shape
-        wide = torch.promote_types(features.dtype, torch.float32)
+        wide = wide_dtype(features)
         x, w = features.to(dtype), weight.to(dtype)
         total = torch.zeros((), dtype=wide, device=x.device)
         tracked = tracked and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
@@ -60,11 +88,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part.of(grad_features).copy_((grad_logits @ w).view_as(part.of(features)))
             add_product(grad_weight, grad_logits.t(), inputs)
         if grad_features is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_features, grad_weight.to(weight.dtype))
+            ctx.save_for_backward(grad_features, grad_weight.to(weight.dtype), sources)
         return total
 
     @staticmethod
-    @once_differentiable
+    @first_order(_NAME)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (grad.to(saved.dtype) * saved for saved in ctx.saved_tensors)
-        return *scaled, None, None, None
+        grad_features, grad_weight, _ = ctx.saved_tensors
+        scaled = (grad.to(saved.dtype) * saved for saved in (grad_features, grad_weight))
+        return *scaled, None, None, None, None

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fastslots.initialization import linear
 from fastslots.noise import Noise
 from fastslots.slate.causal_attention import causal_attention
+from fastslots.slate.precision import wide_dtype
+from fastslots_kernels.layers import why_called
 
 
 class TokenDictionary(nn.Module):
@@ -80,12 +82,14 @@ class FoldedSlots(NamedTuple):
     """Slots as an attention reads them, its query and output projections folded in.
 
     Attributes:
-        keys: ``[B, H * K, d_model]``.
-        values: ``[B, H * K, d_model]``.
+        keys: ``[B, H * K, d_model]``; not folded, ``[B, H * K, d_model / H]``.
+        values: The same.
+        folded: Whether the projections are folded in. They are not if they must be called.
     """
 
     keys: Tensor
     values: Tensor
+    folded: bool
 
 
 class SlotReader(MultiHeadAttention):
@@ -93,28 +97,42 @@ class SlotReader(MultiHeadAttention):
 
     Slots are few, positions many. So the projections of queries and outputs are moved to the slots:
     ``(x Wqᵀ) kᵀ = x (k Wq)ᵀ`` and ``(A v) Woᵀ = A (v Woᵀ)``, exactly. In place of two products with
-    matrices d_model x d_model, every position has two with d_model x H K.
+    matrices d_model x d_model, every position has two with d_model x H K. Projections that must be called,
+    as adapters are, stay where they were.
     """
 
     def fold(self, context: Tensor) -> FoldedSlots:
         """The projected slots ``[B, K, d_model]`` as `forward` wants them."""
         keys, values = (self.split_heads(p(context)) for p in (self.proj_k, self.proj_v))
         head_size, d_model = keys.shape[-1], context.shape[-1]
+        if any(why_called(p, nn.Linear, bias=False) for p in (self.proj_q, self.proj_o)):
+            keys, values = (x.flatten(1, 2) for x in (keys * head_size**-0.5, values))
+            return FoldedSlots(keys, values, folded=False)
         to_query = self.proj_q.weight.view(self.num_heads, head_size, d_model)
         to_output = self.proj_o.weight.t().reshape(self.num_heads, head_size, d_model)
         scale = head_size**-0.5
         return FoldedSlots(
-            (keys * scale @ to_query).flatten(1, 2), (values @ to_output).flatten(1, 2)
+            (keys * scale @ to_query).flatten(1, 2),
+            (values @ to_output).flatten(1, 2),
+            folded=True,
         )
 
     def forward(self, x: Tensor, slots: FoldedSlots, noise: Noise | None = None) -> Tensor:
         """``[B, L, d_model]`` of ``x`` ``[B, L, d_model]``."""
         num_slots = slots.keys.shape[1] // self.num_heads
-        logits = x @ slots.keys.transpose(1, 2)
-        logits = logits.view(*x.shape[:2], self.num_heads, num_slots)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        attn = torch.softmax(logits, dim=-1, dtype=wide).flatten(2)
-        output = drop_out(attn, self.dropout, noise).to(slots.values.dtype) @ slots.values
+        if slots.folded:
+            logits = (x @ slots.keys.transpose(1, 2)).unflatten(2, (self.num_heads, num_slots))
+        else:
+            keys = slots.keys.unflatten(1, (self.num_heads, num_slots))
+            logits = (self.split_heads(self.proj_q(x)) @ keys.transpose(2, 3)).transpose(1, 2)
+        attn = torch.softmax(logits, dim=-1, dtype=wide_dtype(logits)).flatten(2)
+        attn = drop_out(attn, self.dropout, noise).to(slots.values.dtype)
+        if slots.folded:
+            output = attn @ slots.values
+        else:
+            values = slots.values.unflatten(1, (self.num_heads, num_slots))
+            by_head = attn.unflatten(2, (self.num_heads, num_slots)).transpose(1, 2)
+            output = self.proj_o((by_head @ values).transpose(1, 2).flatten(2))
         return drop_out(output, self.dropout, noise)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastslots.slate.token_sampling import TokenWeights
+from fastslots_kernels.layers import why_called
 
 _WIDTH = 64
 
@@ -41,8 +42,23 @@ class DVAE(nn.Module):
             _output_conv(_WIDTH, image_channels),
         )
 
+    def check_read(self) -> None:
+        """Raises if a layer that is read in parts does something else than its tensors say.
+
+        Raises:
+            RuntimeError: If one has hooks or a ``forward`` of its own, naming it.
+        """
+        for name, kind in _READ:
+            why = why_called(self.get_submodule(name), kind)
+            if why is not None:
+                raise RuntimeError(
+                    f"dvae.{name} must compute what its tensors say, as SLATE reads these; it {why}: take "
+                    "torch.nn.utils.parametrizations, or change the layers around it"
+                )
+
     def features(self, image: Tensor) -> Tensor:
         """What the token logits are made of, ``[B, N, 64]``, for ``image`` ``[B, C, S, S]``."""
+        self.check_read()
         features: Tensor = self.encoder[:-1](image)
         return features.flatten(2).transpose(1, 2)
 
@@ -55,6 +71,7 @@ class DVAE(nn.Module):
 
     def decode(self, features: Tensor) -> Tensor:
         """Images ``[B, C, S, S]``, not clamped, of the decoder's first features ``[B, N, 64]``."""
+        self.check_read()
         side = math.isqrt(features.shape[1])
         grid = features.transpose(1, 2).reshape(-1, _WIDTH, side, side)
         image: Tensor = self.decoder[1:](cast(_ConvBlock, self.decoder[0]).normalize(grid))
@@ -129,3 +146,14 @@ def _output_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(cast(Tensor, conv.bias))
     return conv
+
+
+# Layers that are not called, or not as a whole.
+_READ: tuple[tuple[str, type[nn.Module]], ...] = (
+    ("encoder", nn.Sequential),
+    ("encoder.7", nn.Conv2d),
+    ("decoder", _Decoder),
+    ("decoder.0", _ConvBlock),
+    ("decoder.0.m", nn.Conv2d),
+    ("decoder.11", nn.Conv2d),
+)

@@ -1,5 +1,7 @@
 """Greedy generation with a key-value cache: one position per step, nothing allocated twice."""
 
+import functools
+import logging
 from typing import cast
 
 import torch
@@ -7,14 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from fastslots.slate.decoder import DecoderBlock, PositionalEncoding, TransformerDecoder
+from fastslots.slate.checks import check_no_nan
+from fastslots.slate.decoder import (
+    DecoderBlock,
+    PositionalEncoding,
+    SelfAttention,
+    TokenDictionary,
+    TransformerDecoder,
+)
+from fastslots.slate.precision import product_dtype
+from fastslots_kernels.layers import why_called
+
+_log = logging.getLogger("fastslots")
 
 
 @torch.no_grad()
 def generate_tokens(
     decoder: TransformerDecoder,
     context: Tensor,
-    token_embeddings: Tensor,
+    dictionary: TokenDictionary,
     positions: PositionalEncoding,
     out: nn.Linear,
     num_tokens: int,
@@ -22,32 +35,96 @@ def generate_tokens(
     """Appends the likeliest token ``num_tokens`` times, without dropout in any mode.
 
     The slots' keys and values are computed once. Every block keeps the keys and values of the
-    positions done in tensors allocated for the full length, so a step costs one position.
+    positions done in tensors allocated for the full length, so a step costs one position. With a layer that
+    must be called, as an adapter or one with hooks, a step costs the whole prefix.
 
     Args:
         decoder: The decoder, its blocks causal.
         context: The projected slots, ``[B, K, d_model]``.
-        token_embeddings: Rows of the dictionary, ``[1 + V, d_model]``, begin-of-sequence first.
+        dictionary: Embeds tokens.
         positions: The positions, at least ``num_tokens``.
         out: Features to the logits of the V tokens.
         num_tokens: Tokens to generate, ``N``.
 
     Returns:
         Tokens in [0, V), ``[B, N]`` int64.
+
+    Raises:
+        ValueError: If the logits of an image hold NaN.
     """
+    why = why_uncached(decoder, dictionary, positions)
+    if why is not None:
+        _say_uncached(why)
+        return _generate_uncached(decoder, context, dictionary, positions, out, num_tokens)
     batch_size = context.shape[0]
+    token_embeddings = dictionary.dictionary.weight
     blocks = [
         _CachedBlock(cast(DecoderBlock, block), context, num_tokens) for block in decoder.blocks
     ]
     ids = torch.empty(num_tokens, batch_size, dtype=torch.int64, device=context.device)
+    logits_dtype = product_dtype(token_embeddings)
+    likeliest = torch.empty(num_tokens, batch_size, dtype=logits_dtype, device=context.device)
     rows = torch.zeros(batch_size, dtype=torch.int64, device=context.device)
     for position in range(num_tokens):
         x = F.embedding(rows, token_embeddings) + positions.pe[0, position]
         for block in blocks:
             x = block.step(x, position)
-        torch.argmax(out(decoder.layer_norm(x)), dim=-1, out=ids[position])
+        logits = out(decoder.layer_norm(x))
+        torch.max(logits, dim=-1, out=(likeliest[position], ids[position]))
         rows = ids[position] + 1
+    check_no_nan("slots", likeliest.t())
     return ids.t().contiguous()
+
+
+def why_uncached(
+    decoder: TransformerDecoder, dictionary: TokenDictionary, positions: PositionalEncoding
+) -> str | None:
+    """The layer that a cache would pass over although it must be called, and why, or None."""
+    layers: list[tuple[str, nn.Module, type[nn.Module], bool | None]] = [
+        ("dictionary", dictionary, TokenDictionary, None),
+        ("dictionary.dictionary", dictionary.dictionary, nn.Embedding, None),
+        ("positional_encoder", positions, PositionalEncoding, None),
+        ("tf_dec", decoder, TransformerDecoder, None),
+    ]
+    for index, module in enumerate(decoder.blocks):
+        block, name = cast(DecoderBlock, module), f"tf_dec.blocks.{index}"
+        attention = block.self_attn
+        layers += [(name, block, DecoderBlock, None)]
+        layers += [(f"{name}.self_attn", attention, SelfAttention, None)]
+        layers += [
+            (f"{name}.self_attn.{p}", getattr(attention, p), nn.Linear, False)
+            for p in ("proj_q", "proj_k", "proj_v")
+        ]
+    for name, layer, kind, bias in layers:
+        why = why_called(layer, kind, bias=bias)
+        if why is not None:
+            return f"{name} {why}"
+    return None
+
+
+@functools.cache
+def _say_uncached(why: str) -> None:
+    _log.warning("tokens are generated without a cache, which takes longer: %s", why)
+
+
+def _generate_uncached(
+    decoder: TransformerDecoder,
+    context: Tensor,
+    dictionary: TokenDictionary,
+    positions: PositionalEncoding,
+    out: nn.Linear,
+    num_tokens: int,
+) -> Tensor:
+    """`generate_tokens` by calls of the modules alone."""
+    ids = torch.empty(len(context), 0, dtype=torch.int64, device=context.device)
+    likeliest = []
+    for _ in range(num_tokens):
+        features = decoder(positions(dictionary(ids)), context)
+        value, token = out(features[:, -1]).max(dim=-1, keepdim=True)
+        ids = torch.cat([ids, token], dim=1)
+        likeliest.append(value)
+    check_no_nan("slots", torch.cat(likeliest, dim=1))
+    return ids
 
 
 class _CachedBlock:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from fastslots.initialization import linear
 from fastslots.noise import Noise, fresh_keys
 from fastslots.slate import official, pretrained
-from fastslots.slate.checks import check_ids, check_image, check_keys, check_slots
+from fastslots.slate.checks import check_ids, check_image, check_keys, check_not_empty, check_slots
 from fastslots.slate.config import SLATEConfig
-from fastslots.slate.cross_entropy import linear_cross_entropy
+from fastslots.slate.cross_entropy import token_cross_entropy
 from fastslots.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
 from fastslots.slate.dvae import DVAE
 from fastslots.slate.generation import generate_tokens
+from fastslots.slate.precision import wide_dtype
 from fastslots.slate.slot_encoder import SlotEncoder
 from fastslots.slate.token_sampling import likeliest_tokens, sample_tokens
 
@@ -81,6 +82,16 @@ class SLATE(nn.Module):
         )
         self.out = linear(d_model, config.vocab_size, bias=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.positional_encoder.pe.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.positional_encoder.pe.dtype
+
     def forward(
         self,
         image: Tensor,
@@ -103,10 +114,11 @@ class SLATE(nn.Module):
             The losses, and what was computed on the way.
 
         Raises:
-            ValueError: If ``image`` has another shape or ``tau`` is not above 0.
+            ValueError: If ``image`` has another shape or is empty, or ``tau`` is not above 0.
             TypeError: If ``image`` has another dtype.
         """
-        check_image(image, self.config, self.out.weight.dtype)
+        check_image(image, self.config, self.dtype)
+        check_not_empty("image", image)
         if not isinstance(tau, Tensor) and not tau > 0:
             raise ValueError(f"tau must be above 0; got {tau}")
         noise = self._noise(keys, image.shape[0])
@@ -116,9 +128,11 @@ class SLATE(nn.Module):
             tau,
             hard,
             noise if self.training else None,
+            self.config.backend,
         )
         recon = self.dvae.decode(tokens.decoded)
-        mse = (image - recon).square().sum() / image.shape[0]
+        wide = wide_dtype(image)
+        mse = (image.to(wide) - recon.to(wide)).square().sum() / image.shape[0]
 
         embeddings = self._embed(tokens.ids, noise)
         slots, attn = self.slot_attn(embeddings[:, 1:], None, noise)
@@ -133,7 +147,7 @@ class SLATE(nn.Module):
             ValueError: If ``image`` has another shape.
             TypeError: If ``image`` has another dtype.
         """
-        check_image(image, self.config, self.out.weight.dtype)
+        check_image(image, self.config, self.dtype)
         return likeliest_tokens(self.dvae.features(image), self.dvae.token_weights())
 
     def encode(
@@ -156,7 +170,7 @@ class SLATE(nn.Module):
         """
         check_ids(ids, self.config)
         if slots is not None:
-            check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
+            check_slots(slots, self.config, self.dtype, ids.shape[0])
         noise = self._noise(keys, ids.shape[0])
         final_slots, attn = self.slot_attn(self._embed(ids, noise)[:, 1:], slots, noise)
         return final_slots, attn
@@ -173,11 +187,12 @@ class SLATE(nn.Module):
             Nats, summed over an image's tokens, mean over the batch; scalar.
 
         Raises:
-            ValueError: If a shape is wrong or a token is out of range.
+            ValueError: If a shape is wrong, the batch empty, or a token out of range.
             TypeError: If a dtype is wrong.
         """
         check_ids(ids, self.config)
-        check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
+        check_not_empty("ids", ids)
+        check_slots(slots, self.config, self.dtype, ids.shape[0])
         noise = self._noise(keys, ids.shape[0]) if self.training else None
         return self._cross_entropy(self._embed(ids, noise)[:, :-1], ids, slots, noise)
 
@@ -197,11 +212,11 @@ class SLATE(nn.Module):
             ValueError: If ``slots`` has another shape.
             TypeError: If ``slots`` has another dtype.
         """
-        check_slots(slots, self.config, self.out.weight.dtype)
+        check_slots(slots, self.config, self.dtype)
         return generate_tokens(
             self.tf_dec,
             self.slot_proj(slots),
-            self.dictionary.dictionary.weight,
+            self.dictionary,
             self.positional_encoder,
             self.out,
             self.config.num_tokens,
@@ -229,7 +244,7 @@ class SLATE(nn.Module):
         """
         ids = self.tokenize(image)
         if slots is not None:
-            check_slots(slots, self.config, self.out.weight.dtype, ids.shape[0])
+            check_slots(slots, self.config, self.dtype, ids.shape[0])
         embeddings = self.positional_encoder(self.dictionary(ids))
         noise = self._noise(keys, ids.shape[0])
         final_slots, _ = self.slot_attn(embeddings[:, 1:], slots, noise)
@@ -278,7 +293,7 @@ class SLATE(nn.Module):
 
     def _noise(self, keys: Tensor | None, batch_size: int) -> Noise:
         if keys is None:
-            return Noise(fresh_keys(batch_size, self.out.weight.device))
+            return Noise(fresh_keys(batch_size, self.device))
         check_keys(keys, batch_size)
         return Noise(keys)
 
@@ -292,4 +307,5 @@ class SLATE(nn.Module):
         self, embeddings: Tensor, ids: Tensor, slots: Tensor, noise: Noise | None
     ) -> Tensor:
         features = self.tf_dec(embeddings, self.slot_proj(slots), noise if self.training else None)
-        return linear_cross_entropy(features, self.out.weight, ids) / ids.shape[0]
+        total = token_cross_entropy(features, self.out, ids, self.config.backend)
+        return total / ids.shape[0]

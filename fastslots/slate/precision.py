@@ -14,6 +14,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums, softmax and noise: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def without_autocast(x: Tensor) -> torch.autocast:
     """A context in which every operation keeps the dtype it is given."""
     return torch.autocast(x.device.type, enabled=False)

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastslots.noise import Draw, Noise
+from fastslots.slate.checks import check_no_nan
 from fastslots.slate.chunks import Part, add_product, parts, whole_output
-from fastslots.slate.precision import product_dtype, without_autocast
+from fastslots.slate.precision import product_dtype, wide_dtype, without_autocast
+from fastslots_kernels.derivatives import first_order, refuse_transforms
 
 
 class TokenWeights(NamedTuple):
@@ -41,8 +42,16 @@ class TokenSample(NamedTuple):
     ids: Tensor
 
 
+_NAME = "the sampling of tokens in parts"
+
+
 def sample_tokens(
-    features: Tensor, weights: TokenWeights, tau: float | Tensor, hard: bool, noise: Noise | None
+    features: Tensor,
+    weights: TokenWeights,
+    tau: float | Tensor,
+    hard: bool,
+    noise: Noise | None,
+    backend: str = "auto",
 ) -> TokenSample:
     """Draws relaxed tokens and passes them on, and draws the tokens of the transformer.
 
@@ -57,6 +66,10 @@ def sample_tokens(
         tau: Temperature of the relaxation, above 0; a number or a scalar tensor.
         hard: Makes z one-hot, with the gradient of the relaxed z (straight-through).
         noise: None: no noise; z is the tempered softmax and the tokens are the likeliest.
+        backend: ``"reference"`` makes all of l and z at once, and has derivatives of every order, in tau too.
+
+    Raises:
+        ValueError: If tau needs a gradient and `backend` is not ``"reference"``.
 
     Source:
         Jang et al. 2017, "Categorical Reparameterization with Gumbel-Softmax"; two draws as in SLATE.
@@ -67,6 +80,11 @@ def sample_tokens(
             draws += [draw.rows, draw.columns]
     dtype = product_dtype(features)
     with without_autocast(features):
+        if backend == "reference":
+            return _sample_whole(features, weights, tau, hard, dtype, draws)
+        refuse_transforms(_NAME, (features, *weights))
+        if isinstance(tau, Tensor) and tau.requires_grad:
+            raise ValueError('tau must need no gradient; take tau.detach(), or backend="reference"')
         decoded, ids = _SampleTokens.apply(features, *weights, tau, hard, dtype, *draws)
     return TokenSample(decoded, ids)
 
@@ -78,15 +96,42 @@ def likeliest_tokens(features: Tensor, weights: TokenWeights) -> Tensor:
     Args:
         features: ``[B, N, D]``.
         weights: The layers before and after.
+
+    Raises:
+        ValueError: If the logits of an image hold NaN.
     """
     batch_size, num_tokens, _ = features.shape
     ids = torch.empty(batch_size, num_tokens, dtype=torch.int64, device=features.device)
+    greatest = torch.empty_like(ids, dtype=wide_dtype(features))
     dtype = product_dtype(features)
     with without_autocast(features):
         layers = _Layers(features, weights.to_logits, weights.bias, dtype)
         for part in parts(batch_size, num_tokens, len(weights.bias), features.device):
-            part.of(ids).copy_(layers.logits(part).argmax(-1))
+            values, tokens = layers.logits(part).max(-1)
+            part.of(greatest).copy_(values)
+            part.of(ids).copy_(tokens)
+    check_no_nan("image", greatest)
     return ids
+
+
+def _sample_whole(
+    features: Tensor,
+    weights: TokenWeights,
+    tau: float | Tensor,
+    hard: bool,
+    dtype: torch.dtype,
+    draws: Sequence[Tensor],
+) -> TokenSample:
+    """`sample_tokens` in plain PyTorch, without parts."""
+    layers = _Layers(features, weights.to_logits, weights.bias, dtype)
+    whole = Part(0, features.shape[0], 0, features.shape[1])
+    logits = layers.logits(whole)
+    z = _relaxed(logits, tau, _draw(draws[:2], whole))
+    ids = _perturbed(logits.detach(), _draw(draws[2:], whole)).argmax(-1)
+    if hard:
+        one_hot = F.one_hot(z.argmax(-1), z.shape[-1]).to(z.dtype)
+        z = one_hot + (z - z.detach())
+    return TokenSample(F.linear(z.to(dtype), weights.from_tokens.to(dtype)), ids)
 
 
 class _SampleTokens(torch.autograd.Function):
@@ -123,7 +168,7 @@ class _SampleTokens(torch.autograd.Function):
         return whole_output(decoded), ids
 
     @staticmethod
-    @once_differentiable
+    @first_order(_NAME)
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         features, to_logits, bias, from_tokens, *draws = ctx.saved_tensors
         batch_size, num_tokens, _ = features.shape
@@ -162,7 +207,7 @@ class _Layers:
     """The logits of any part of the features."""
 
     def __init__(self, features: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self.wide = torch.promote_types(features.dtype, torch.float32)
+        self.wide = wide_dtype(features)
         self.features, self.weight = features.to(dtype), weight.to(dtype)
         self.bias = bias.to(self.wide)
 

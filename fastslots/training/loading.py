@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator, Iterator
-from typing import Any, Protocol
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from fastslots.data.image_sets import ImageSet, fetch_images
 from fastslots.training.batches import StepBatches
 
 MAX_WORKERS = 8
+_KINDS = (OSError, TypeError, ValueError)
 
 
-class ImageSet(Protocol):
-    """A sized data set of images ``[3, S, S]``."""
+class _Batch(NamedTuple):
+    """Images ``[B, 3, S, S]``, and the corrupt files that were met since the last batch, with the reasons."""
 
-    def __len__(self) -> int:
-        """How many images."""
-        ...
+    images: Tensor
+    corrupt: list[tuple[Path, str]]
 
-    def __getitem__(self, index: int, /) -> Tensor:
-        """One image, ``[3, S, S]`` in [0, 1]."""
-        ...
+
+class _Batches(Dataset[_Batch]):
+    """Whole batches of a data set.
+
+    A worker process has a copy of the data set, whose record of corrupt files nobody else sees: so each
+    batch brings what is new in it.
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+        self.corrupt: dict[Path, str] = getattr(images, "corrupt", {})
+        self.told = len(self.corrupt)
+
+    def __getitems__(self, indices: list[int]) -> _Batch:
+        batch: Tensor = default_collate(fetch_images(self.images, indices))
+        new = list(islice(self.corrupt.items(), self.told, None))
+        self.told += len(new)
+        return _Batch(batch, new)
 
 
 def workers_for(device: torch.device, processes_here: int) -> int:
@@ -48,7 +66,7 @@ def step_images(
     """Yields each step's micro-batches, ``[B, 3, S, S]``.
 
     Args:
-        images: What to train on.
+        images: What to train on; if it has a dict ``corrupt``, this gets what the workers found.
         batches: Which of them.
         device: Where the result lies.
         dtype: Of the result.
@@ -56,16 +74,12 @@ def step_images(
 
     Raises:
         OSError: If an image cannot be read, naming it.
+        TypeError: As the data set.
+        ValueError: As the data set.
     """
-    loader: DataLoader[Tensor] = DataLoader(
-        images,  # type: ignore[arg-type] # torch's Dataset is nominal
-        batch_sampler=batches,
-        num_workers=workers,
-        worker_init_fn=_ignore_signals,
-        pin_memory=device.type == "cuda" and workers > 0,
-    )
+    pinned = device.type == "cuda" and workers > 0
     step: list[Tensor] = []
-    for batch in _readable(loader):
+    for batch in _load(images, batches, workers=workers, pin_memory=pinned):
         step.append(batch.to(device, dtype, non_blocking=True))
         if len(step) == batches.parts.accumulation:
             yield step
@@ -79,27 +93,45 @@ def validation_batches(
 
     Raises:
         OSError: If an image cannot be read, naming it.
+        TypeError: As the data set.
+        ValueError: As the data set.
     """
-    subset: Subset[Tensor] = Subset(images, part)  # type: ignore[arg-type] # as above
     if not part:
         return []
-    return [batch.to(device, dtype) for batch in _readable(DataLoader(subset, batch_size=size))]
+    numbers = [list(part[start : start + size]) for start in range(0, len(part), size)]
+    return [batch.to(device, dtype) for batch in _load(images, numbers)]
 
 
-def _readable(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
-    """The batches; an error of a worker says in one line what happened."""
+def _load(
+    images: ImageSet, numbers: Iterable[list[int]], *, workers: int = 0, pin_memory: bool = False
+) -> Iterator[Tensor]:
+    """Batches of a data set; an error of a worker says in one line what happened."""
+    source = _Batches(images)
+    loader: DataLoader[_Batch] = DataLoader(
+        source,
+        batch_sampler=numbers,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_signals,
+        pin_memory=pin_memory,
+    )
     batches: Any = iter(loader)
     try:
-        yield from batches
-    except OSError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise OSError(
-            f"images could not be loaded: {reason}; checkpoints are as they were"
-        ) from error
+        for batch in batches:
+            source.corrupt.update(batch.corrupt)
+            yield batch.images
+    except _KINDS as error:
+        kind = next(kind for kind in _KINDS if isinstance(error, kind))
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        raise kind(f"images could not be loaded: {reason}; checkpoints are as they were") from error
     finally:
         # The workers do not listen to signals, and an error would keep them and their queue alive.
-        if loader.num_workers:
+        if workers:
             batches._shutdown_workers()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _ignore_signals(_: int) -> None:

@@ -11,16 +11,21 @@ from typing import Any
 
 from torch import Tensor
 
+from fastslots.data.image_sets import ImageSet
+from fastslots.data.split_record import write_record
+from fastslots.data.splits import SplitFiles
 from fastslots.files import lock_run, write_text
 from fastslots.slate import SLATE
 from fastslots.training.batches import StepBatches
+from fastslots.training.checked_images import CheckedImages
 from fastslots.training.checkpoints import find_checkpoint, last_step
-from fastslots.training.loading import ImageSet, step_images
-from fastslots.training.processes import join_processes, on_main
+from fastslots.training.loading import step_images
+from fastslots.training.processes import from_all, join_processes, on_main
 from fastslots.training.recipe import Recipe
 from fastslots.training.run import TrainingRun
 from fastslots.training.step import DivergedError
 from fastslots.training.stopping import Stopping, raise_stopped
+from fastslots_kernels.checks import check_count
 
 STEPS_BETWEEN_QUESTIONS = 10  # asking the other processes waits for the device
 
@@ -35,6 +40,7 @@ def train(
     resume: bool = False,
     num_workers: int = 0,
     settings: Mapping[str, Any] | None = None,
+    image_files: SplitFiles | None = None,
 ) -> Path:
     """Trains SLATE and writes metrics, pictures and checkpoints to a run folder.
 
@@ -46,12 +52,14 @@ def train(
     Args:
         model: On the device to train on; cast to float64 if that is the recipe's precision.
         recipe: The numbers.
-        train_set: Images in [0, 1].
+        train_set: Images of the model's size in [0, 1]. Each is checked when it is loaded, but of images on a
+            CUDA device, where a look would wait, the range of the first alone.
         validation_set: The same, held out.
         run: An existing folder for ``metrics.jsonl``, ``tensorboard/``, ``samples/`` and ``checkpoints/``.
         resume: Go on from the last checkpoint in it, or from the start if it has none.
         num_workers: Processes that load images for this one; 0 loads in this one.
         settings: Written to ``config.json`` once nothing stands against going on.
+        image_files: Names of the files of each split, written to ``images.json`` before that.
 
     Returns:
         The folder of the last checkpoint.
@@ -59,25 +67,48 @@ def train(
     Raises:
         OSError: If something cannot be read or written, or the run folder vanishes. Earlier checkpoints
             are untouched.
-        ValueError: If there is nothing left to do, the batch cannot be shared evenly, or the checkpoint is
-            of another configuration.
+        TypeError: If an image is no floating point tensor, or num_workers no int.
+        ValueError: If there is nothing left to do, the batch cannot be shared evenly, the checkpoint is
+            of another configuration, a data set is empty or differs between processes, or an image has
+            another size or values beyond [0, 1].
         DivergedError: If a loss or gradient is not finite. Earlier checkpoints are untouched.
         KeyboardInterrupt: If interrupted (SIGINT), after the step under way is done and a checkpoint
             written. Several processes stop together, within ten steps. A second interrupt ends at once
             and leaves the earlier checkpoints.
         Terminated: The same for SIGTERM.
     """
-    processes = join_processes(model.out.weight.device)
+    num_workers = check_count("num_workers", num_workers, 0)
+    train_set = CheckedImages("train_set", train_set, model.config)
+    validation_set = CheckedImages("validation_set", validation_set, model.config)
+    processes = join_processes(model.device)
+    _check_same(from_all(processes, (len(train_set), len(validation_set))))
     with lock_run(run) if processes.is_main_process else nullcontext():
         training = TrainingRun(model, recipe, validation_set, run, resume=resume)
-        if settings is not None:
-            text = json.dumps(settings, indent=2) + "\n"
-            on_main(processes, lambda: write_text(run / "config.json", text))
+        on_main(processes, lambda: _write_settings(run, settings, image_files))
         try:
             _train(training, train_set, num_workers)
         except DivergedError as error:
             raise DivergedError(f"{error}; {_advice(run, recipe)}") from error
     return find_checkpoint(run, "last")
+
+
+def _check_same(sizes: list[tuple[int, int]]) -> None:
+    """Raises unless the data sets have the same sizes in every process, which share each step's images."""
+    if len(set(sizes)) > 1:
+        listed = ", ".join(f"{train} and {held_out}" for train, held_out in sizes)
+        raise ValueError(
+            "train_set and validation_set must hold the same images in every process; got "
+            f"{listed} images: see that all of them can read every file"
+        )
+
+
+def _write_settings(
+    run: Path, settings: Mapping[str, Any] | None, image_files: SplitFiles | None
+) -> None:
+    if image_files is not None:
+        write_record(run, image_files)
+    if settings is not None:
+        write_text(run / "config.json", json.dumps(settings, indent=2) + "\n")
 
 
 def _train(training: TrainingRun, train_set: ImageSet, num_workers: int) -> None:

@@ -81,6 +81,14 @@ def from_main(state: PartialState | Accelerator, value: T) -> T:
     return shared[0]
 
 
+def from_all(state: PartialState | Accelerator, value: T) -> list[T]:
+    """Every process's value of something, in every process."""
+    if state.num_processes == 1:
+        return [value]
+    gathered: list[T] = require("accelerate.utils", "train").gather_object([value])
+    return gathered
+
+
 def on_main(state: PartialState | Accelerator, action: Callable[[], object]) -> None:
     """Does something in the main process alone; the others wait until it is done.
 

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fastslots.data.image_sets import ImageSet
 from fastslots.files import check_run_folder
 from fastslots.slate import SLATE
 from fastslots.slate.modes import eval_mode
@@ -19,7 +20,7 @@ from fastslots.training.checkpoints import (
     save_checkpoint,
     tidy,
 )
-from fastslots.training.loading import ImageSet, validation_batches
+from fastslots.training.loading import validation_batches
 from fastslots.training.metrics import Interval, RunLog, interval_means, memory_mib
 from fastslots.training.processes import make_accelerator, on_main
 from fastslots.training.progress import TrainingProgress
@@ -53,7 +54,7 @@ class TrainingRun:
     def __init__(
         self, model: SLATE, recipe: Recipe, validation_set: ImageSet, folder: Path, *, resume: bool
     ) -> None:
-        self.accelerator = make_accelerator(model.out.weight.device, recipe.precision)
+        self.accelerator = make_accelerator(model.device, recipe.precision)
         self.device = self.accelerator.device
         self.dtype = torch.float64 if recipe.precision == "float64" else torch.float32
         self.model, self.recipe, self.folder = model.to(self.dtype), recipe, folder

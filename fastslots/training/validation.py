@@ -45,7 +45,7 @@ def validate(
         only how often each token occurs would need for an image's tokens, ``relative_residual`` and
         ``slots_used`` (see `slot_sums`).
     """
-    device, vocab_size = model.out.weight.device, model.config.vocab_size
+    device, vocab_size = model.device, model.config.vocab_size
     total = torch.zeros(_SUMS + vocab_size, dtype=torch.float64, device=device)
     with eval_mode(model):
         for batch in batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastslots_kernels.backends import make_step
 from fastslots_kernels.checks import (
@@ -17,6 +17,7 @@ from fastslots_kernels.checks import (
     check_tensor,
 )
 from fastslots_kernels.fixed_point import iterate, neumann_step, unroll
+from fastslots_kernels.layers import why_module_called
 from fastslots_kernels.weights import SlotAttentionWeights
 
 GRADIENTS = ("unrolled", "neumann")
@@ -27,7 +28,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def slot_attention(
     inputs: Tensor,
     slots: Tensor,
-    weights: SlotAttentionWeights,
+    weights: SlotAttentionWeights | nn.Module,
     *,
     num_iterations: int,
     num_heads: int = 1,
@@ -50,7 +51,9 @@ def slot_attention(
         inputs: Raw inputs, ``[B, N, C]``; float16, bfloat16, float32 or float64.
         slots: The initial guess, ``[B, K, D]``, dtype and device of ``inputs``. (Under autocast either
             may be float32 while the other has autocast's dtype.)
-        weights: Of one step; dtype and device of ``slots``.
+        weights: Of one step; dtype and device of ``slots``. Or a module with the names of Figure 2, as
+            `SlotAttentionWeights.from_module` reads it: if one of its layers has hooks or computes something
+            else (an adapter, another activation), its layers are called, in the form of ``"reference"``.
         num_iterations: At least 1 if unrolled, else at least 0.
         num_heads: H, which divides D. The softmax runs over heads and slots together.
         epsilon: Added to the softmax before it is divided by its sum over inputs (dimensionless).
@@ -83,7 +86,11 @@ def slot_attention(
     Source:
         Locatello et al. 2020, Algorithm 1; Chang et al. 2022, Figure 2 and Equation 3.
     """
-    _check_tensors(inputs, slots, weights, mask)
+    if isinstance(weights, nn.Module) and why_module_called(weights) is None:
+        weights = SlotAttentionWeights.read(weights)
+    _check_tensors(inputs, slots, mask)
+    if not isinstance(weights, nn.Module):
+        _check_weights(weights, inputs, slots)
     num_heads = check_count("num_heads", num_heads, 1)
     check_multiple("the width of slots", slots.shape[2], "num_heads", num_heads)
     options = check_options(
@@ -142,9 +149,7 @@ def check_options(
     )
 
 
-def _check_tensors(
-    inputs: Tensor, slots: Tensor, weights: SlotAttentionWeights, mask: Tensor | None
-) -> None:
+def _check_tensors(inputs: Tensor, slots: Tensor, mask: Tensor | None) -> None:
     for name, tensor, letters in (("inputs", inputs, "B, N, C"), ("slots", slots, "B, K, D")):
         check_tensor(name, tensor)
         if tensor.ndim != 3:
@@ -153,16 +158,6 @@ def _check_tensors(
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64; got {tensor.dtype}"
             )
-    check_is("weights", weights, SlotAttentionWeights)
-    weights.check()
-    if inputs.shape[2] != weights.input_size:
-        raise ValueError(
-            f"inputs must have width {weights.input_size}, that of the weights; got {inputs.shape[2]}"
-        )
-    if slots.shape[2] != weights.slot_size:
-        raise ValueError(
-            f"slots must have width {weights.slot_size}, that of the weights; got {slots.shape[2]}"
-        )
     if slots.shape[0] != inputs.shape[0]:
         raise ValueError(
             f"slots must have the batch size of inputs, {inputs.shape[0]}; got {slots.shape[0]}"
@@ -170,7 +165,6 @@ def _check_tensors(
     if slots.shape[1] < 1:
         raise ValueError("slots must hold at least one slot; got 0")
     _check_match("slots", slots, "inputs", inputs)
-    _check_match("weights", weights.project_q, "slots", slots)
     if mask is None:
         return
     check_tensor("mask", mask)
@@ -182,6 +176,20 @@ def _check_tensors(
         raise ValueError(
             f"mask must be on the device of inputs, {inputs.device}; got {mask.device}"
         )
+
+
+def _check_weights(weights: SlotAttentionWeights, inputs: Tensor, slots: Tensor) -> None:
+    check_is("weights", weights, SlotAttentionWeights)
+    weights.check()
+    if inputs.shape[2] != weights.input_size:
+        raise ValueError(
+            f"inputs must have width {weights.input_size}, that of the weights; got {inputs.shape[2]}"
+        )
+    if slots.shape[2] != weights.slot_size:
+        raise ValueError(
+            f"slots must have width {weights.slot_size}, that of the weights; got {slots.shape[2]}"
+        )
+    _check_match("weights", weights.project_q, "slots", slots)
 
 
 def _check_match(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

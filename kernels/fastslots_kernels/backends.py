@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+import functools
+import logging
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastslots_kernels.checks import check_choice
+from fastslots_kernels.derivatives import refuse_transforms
 from fastslots_kernels.fused import FusedStep, why_not, why_not_here
+from fastslots_kernels.layers import why_module_called
 from fastslots_kernels.projection_free import ProjectionFreeStep
-from fastslots_kernels.reference import ReferenceStep
+from fastslots_kernels.reference import PlainLayers, ReferenceStep
 from fastslots_kernels.weights import SlotAttentionWeights
 
+_log = logging.getLogger("fastslots")
 BACKENDS = ("auto", "triton", "torch", "reference")
 
 
@@ -36,7 +40,7 @@ def resolve_backend(
     backend: str,
     inputs: Tensor | None = None,
     slots: Tensor | None = None,
-    weights: SlotAttentionWeights | None = None,
+    weights: SlotAttentionWeights | nn.Module | None = None,
     num_heads: int = 1,
 ) -> ResolvedBackend:
     """Says which backend a call would use, and why.
@@ -47,7 +51,7 @@ def resolve_backend(
         backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``.
         inputs: Of the call, ``[B, N, C]``; all of inputs, slots and weights, or none.
         slots: Of the call, ``[B, K, D]``.
-        weights: Of the call.
+        weights: Of the call, or the module that holds them.
         num_heads: H.
 
     Raises:
@@ -55,6 +59,11 @@ def resolve_backend(
         RuntimeError: If a backend asked for by name cannot run here; nothing falls back in silence.
     """
     check_choice("backend", backend, BACKENDS)
+    if isinstance(weights, nn.Module):
+        why = why_module_called(weights)
+        if why is not None:
+            return _calling(backend, why)
+        weights = SlotAttentionWeights.read(weights)
     if backend in ("torch", "reference"):
         return ResolvedBackend(backend, "asked for by name")
     reason, on_gpu = why_not_here(), torch.cuda.is_available()
@@ -73,19 +82,45 @@ def resolve_backend(
     return ResolvedBackend("torch", f"the fused kernels cannot run: {reason}")
 
 
+def _calling(backend: str, why: str) -> ResolvedBackend:
+    """The backend for a module whose layers must be called."""
+    if backend in ("triton", "torch"):
+        raise RuntimeError(
+            f"backend {backend!r} reads the tensors of a module's layers, but its {why}; use "
+            "backend='reference', which calls them, or 'auto'"
+        )
+    if backend == "auto" and not torch.compiler.is_compiling():
+        _say_called(why)
+    return ResolvedBackend("reference", f"layers must be called: {why}")
+
+
+@functools.cache
+def _say_called(why: str) -> None:
+    _log.warning(
+        "slot attention calls the layers of its module, without fused kernels: its %s", why
+    )
+
+
 def make_step(
     backend: str,
     inputs: Tensor,
     slots: Tensor,
-    weights: SlotAttentionWeights,
+    weights: SlotAttentionWeights | nn.Module,
     *,
     num_heads: int,
     epsilon: float,
     mask: Tensor | None,
     unrolled: bool,
 ) -> Step:
-    """Prepares the steps of one call with checked arguments; unrolled ones keep least each."""
+    """Prepares the steps of one call with checked arguments; unrolled ones keep least each.
+
+    A module as `weights` is called.
+    """
     name = resolve_backend(backend, inputs, slots, weights, num_heads).name
+    if isinstance(weights, nn.Module) or name == "reference":
+        layers: Any = weights if isinstance(weights, nn.Module) else PlainLayers(weights)
+        return ReferenceStep(inputs, layers, num_heads=num_heads, epsilon=epsilon, mask=mask)
+    refuse_transforms(f'backend "{name}"', (inputs, slots, *weights.named_tensors().values()))
     if name == "triton":
         return FusedStep(
             inputs,
@@ -96,5 +131,4 @@ def make_step(
             mask=mask,
             keep=not unrolled,
         )
-    make: Callable[..., Step] = ReferenceStep if name == "reference" else ProjectionFreeStep
-    return make(inputs, weights, num_heads=num_heads, epsilon=epsilon, mask=mask)
+    return ProjectionFreeStep(inputs, weights, num_heads=num_heads, epsilon=epsilon, mask=mask)

@@ -63,7 +63,7 @@ def iterate(
     if isinstance(step, FusedStep):
         return step.iterate(slots, num_iterations, tolerance)
     found, _, used = unroll(step, slots, num_iterations, tolerance, return_attn=False)
-    return found, used
+    return found.detach(), used  # without a graph there may be tangents
 
 
 def neumann_step(

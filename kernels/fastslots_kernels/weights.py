@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastslots_kernels.layers import parameter_of, why_module_called
+
 
 @dataclass(frozen=True)
 class SlotAttentionWeights:
@@ -71,39 +73,38 @@ class SlotAttentionWeights:
                 ``mlp[2]`` Linear, ReLU between).
 
         Raises:
-            ValueError: If one of them is missing, lacks a tensor, or a projection has a bias.
+            ValueError: If one of them is missing, lacks a tensor, or computes something else than its
+                tensors say: hooks, a ``forward`` of its own (as adapters have), other layers in the MLP.
         """
+        why = why_module_called(module)
+        if why is not None:
+            raise ValueError(
+                f"module must compute what its tensors say; got a {_name(module)} whose {why}: pass the "
+                "module itself to slot_attention, which calls its layers"
+            )
+        return cls.read(module)
 
-        def tensor(path: str) -> Tensor:
-            try:
-                found: Any = module.get_submodule(path.rpartition(".")[0])
-            except AttributeError:
-                found = None
-            value = getattr(found, path.rpartition(".")[2], None)
-            if not isinstance(value, Tensor):
-                raise ValueError(
-                    f"module must have the parameter {path!r}; {_name(module)} has none"
-                )
-            return value
+    @classmethod
+    def read(cls, module: nn.Module) -> SlotAttentionWeights:
+        """`from_module` of a module whose layers need no call.
 
-        for name in ("project_q", "project_k", "project_v"):
-            if getattr(getattr(module, name, None), "bias", None) is not None:
-                raise ValueError(
-                    f"module.{name} must have no bias; that of {_name(module)} has one"
-                )
-        return cls(
-            **{
-                f"{norm}_{part}": tensor(f"{norm}.{part}")
-                for norm in ("norm_inputs", "norm_slots", "norm_mlp")
-                for part in ("weight", "bias")
-            },
-            **{f"project_{p}": tensor(f"project_{p}.weight") for p in "qkv"},
-            **{f"gru_{n}": tensor(f"gru.{n}") for n in _GRU_TENSORS},
-            **{f"mlp_{i}_{p}": tensor(f"mlp.{i}.{p}") for i in (0, 2) for p in ("weight", "bias")},
-            norm_inputs_eps=module.get_submodule("norm_inputs").eps,  # type: ignore[arg-type]
-            norm_slots_eps=module.get_submodule("norm_slots").eps,  # type: ignore[arg-type]
-            norm_mlp_eps=module.get_submodule("norm_mlp").eps,  # type: ignore[arg-type]
-        )
+        Raises:
+            ValueError: If a layer is missing or lacks a tensor.
+        """
+        values: dict[str, Any] = {}
+        for path, names in _READ:
+            layer: Any = module
+            for part in path.split("."):
+                layer = getattr(layer, "_modules", {}).get(part)
+            for field, name in names:
+                value = values[field] = parameter_of(layer, name)
+                if not isinstance(value, Tensor):
+                    raise ValueError(
+                        f"module must have the parameter '{path}.{name}'; {_name(module)} has none"
+                    )
+            if path.startswith("norm"):
+                values[f"{path}_eps"] = layer.eps
+        return cls(**values)
 
     @classmethod
     def from_tensors(
@@ -186,7 +187,17 @@ class SlotAttentionWeights:
 
 # By name, once: torch.compile cannot trace `fields` of a class.
 TENSORS = tuple(field.name for field in fields(SlotAttentionWeights) if field.type == "Tensor")
-_GRU_TENSORS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+# The layers of Figure 2 by path, each with fields and the tensors that these are.
+_READ: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    *(
+        (norm, ((f"{norm}_weight", "weight"), (f"{norm}_bias", "bias")))
+        for norm in ("norm_inputs", "norm_slots", "norm_mlp")
+    ),
+    *((f"project_{p}", ((f"project_{p}", "weight"),)) for p in "qkv"),
+    ("gru", tuple((f"gru_{n}", n) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))),
+    *((f"mlp.{i}", ((f"mlp_{i}_weight", "weight"), (f"mlp_{i}_bias", "bias"))) for i in (0, 2)),
+)
 
 
 def _name(module: nn.Module) -> str:

@@ -223,16 +223,20 @@ def test_switches_stand_for_numbers(fastslots: Command, images: Path) -> None:
     assert again.code == 0, again.err
 
 
-@pytest.mark.filterwarnings("ignore:.*corrupt")
-def test_corrupt_images_are_counted_at_the_end(fastslots: Command, images: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*corrupt", "ignore:.*the next image replaces")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_images_are_counted_at_the_end(
+    fastslots: Command, images: Path, workers: int
+) -> None:
     whole = (images / "03.png").read_bytes()
     (images / "03.png").write_bytes(whole[: len(whole) // 2])
-    (images / "05.png").write_bytes(b"no image")
-    arguments = ["--data", images, "--output", "run", "--steps", 6, *SMALL]
+    for name in ("05.png", "15.png"):
+        (images / name).write_bytes(b"no image")
+    arguments = ["--data", images, "--output", "run", "--steps", 6, "--workers", workers, *SMALL]
     result = fastslots("train", *arguments)
     assert result.code == 0, result.err
-    assert "corrupt images left out or replaced: 2" in result.out
-    assert "03.png" in result.out
+    corrupt = ", ".join(str(images / name) for name in ("03.png", "05.png", "15.png"))
+    assert f"corrupt images left out or replaced: 3 ({corrupt})" in result.out
     strict = fastslots("train", *arguments, "--strict", "--output", "strict")
     assert strict.code == 2
     assert "05.png" in strict.err

@@ -213,7 +213,7 @@ def test_returns_items_and_batches_in_order(tmp_path):
 @pytest.mark.parametrize("index", [2, -3])
 def test_rejects_an_index_out_of_range(tmp_path, index):
     write_folder(tmp_path, 2)
-    with pytest.raises(IndexError, match=f"below 2 images, got {index}"):
+    with pytest.raises(IndexError, match=f"below 2 images; got {index}"):
         ImageFolder(tmp_path, image_size=4, split="all")[index]
 
 
@@ -351,10 +351,43 @@ def test_rejects_a_split_left_empty(tmp_path):
         ImageFolder(tmp_path, image_size=8, split="train")
 
 
-def test_rejects_a_link_to_a_missing_file(tmp_path):
-    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(FileNotFoundError, match=r"a\.png"):
-        ImageFolder(tmp_path, image_size=8)
+def test_takes_the_files_it_is_given(tmp_path):
+    write_folder(tmp_path, 5)
+    images = ImageFolder(tmp_path, image_size=8, names=["04.png", "00.png"])
+    assert names(images.paths) == ["04.png", "00.png"]
+    with pytest.raises(ValueError, match=r"^names must hold at least one file; got none$"):
+        ImageFolder(tmp_path, image_size=8, names=[])
+
+
+def gone(path):
+    path.symlink_to(path.with_name("gone"))
+
+
+def itself(path):
+    path.symlink_to(path.name)
+
+
+def through_a_file(path):
+    path.symlink_to(path.with_name("05.png") / "a")
+
+
+def too_long(path):
+    path.symlink_to(300 * "a")
+
+
+@pytest.mark.parametrize("link", [gone, itself, through_a_file, too_long])
+def test_a_link_that_leads_nowhere_is_a_corrupt_file(tmp_path, link):
+    write_folder(tmp_path)
+    (tmp_path / "03.png").unlink()
+    link(tmp_path / "03.png")
+    with pytest.warns(UserWarning, match=r"^1 of 14 files .*03\.png' cannot be read: ") as caught:
+        train = ImageFolder(tmp_path, image_size=8, split="train")
+    assert len(caught) == 1
+    assert names(train.corrupt) == ["03.png"]
+    assert len(train) == 13
+    assert len(ImageFolder(tmp_path, image_size=8, split="val")) == 3
+    with pytest.raises(CorruptImageError, match=r"03\.png' cannot be read: "):
+        ImageFolder(tmp_path, image_size=8, strict=True)
 
 
 def test_names_a_file_that_may_not_be_read(tmp_path, monkeypatch):
@@ -369,26 +402,54 @@ def test_names_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         ImageFolder(tmp_path, image_size=8, split="all")
 
 
-def test_names_a_file_that_disappears(tmp_path):
-    write_folder(tmp_path, 3)
+@pytest.mark.parametrize("instead", [Path.unlink, lambda path: (path.unlink(), path.mkdir())])
+def test_a_file_that_disappears_is_replaced_by_the_next(tmp_path, instead):
+    write_folder(tmp_path, 5)
     images = ImageFolder(tmp_path, image_size=8, split="all")
-    (tmp_path / "01.png").unlink()
+    strict = ImageFolder(tmp_path, image_size=8, split="all", strict=True)
+    instead(tmp_path / "01.png")
+    with pytest.warns(UserWarning, match=r"01\.png' cannot be read: .*; the next image replaces"):
+        assert level(images[1]) == 2
+    assert names(images.corrupt) == ["01.png"]
+    with pytest.raises(CorruptImageError, match=r"01\.png' cannot be read"):
+        strict[1]
+
+
+def remove(path):
+    path.rename(path.with_name("elsewhere"))
+
+
+def empty(path):
+    """As where a disk was mounted."""
+    remove(path)
+    path.mkdir()
+
+
+@pytest.mark.parametrize("lose", [remove, empty])
+def test_a_folder_that_disappears_is_no_corrupt_file(tmp_path, lose):
+    (tmp_path / "set").mkdir()
+    write_folder(tmp_path / "set", 3)
+    images = ImageFolder(tmp_path / "set", image_size=8, split="all")
+    lose(tmp_path / "set")
     with pytest.raises(FileNotFoundError, match=r"01\.png"):
         images[1]
+    assert images.corrupt == {}
 
 
 @pytest.mark.parametrize("image_size", [0, -8, 8.0, True, None])
 def test_rejects_an_image_size_that_is_no_positive_integer(tmp_path, image_size):
     noise().save(tmp_path / "a.png")
-    message = f"^image_size must be a positive integer, got {image_size!r}$"
-    with pytest.raises(ValueError, match=message):
+    is_int = type(image_size) is int
+    rule, error = ("at least 1", ValueError) if is_int else ("an int", TypeError)
+    message = f"^image_size must be {rule}; got {image_size!r}$"
+    with pytest.raises(error, match=message):
         ImageFolder(tmp_path, image_size=image_size)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         load_image(tmp_path / "a.png", image_size)
 
 
 def test_rejects_an_unknown_split(tmp_path):
-    with pytest.raises(ValueError, match=r"^split must be one of \('train', .*'all'\), got 'dev'$"):
+    with pytest.raises(ValueError, match=r"^split must be one of \('train', .*'all'\); got 'dev'$"):
         ImageFolder(tmp_path, image_size=8, split="dev")
 
 

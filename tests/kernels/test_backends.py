@@ -17,6 +17,7 @@ from tests.kernels.cases import (
     assert_within_budget,
     make_problem,
     run,
+    steady,
 )
 
 BACKENDS = ["triton", "torch"]
@@ -262,6 +263,49 @@ def test_autocast_error_is_within_twice_the_eager_error(backend: str, dtype: tor
         actual, eager = run(problem, backend), run(problem, "reference")
     assert actual["slots"].dtype == torch.float32
     assert_within_budget(actual, eager, oracle, dtype)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("triton", torch.float16),
+        ("torch", torch.float16),
+        ("torch", torch.bfloat16),
+        ("reference", torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_attention_under_autocast_has_the_dtype_of_the_slots(
+    backend: str, dtype: torch.dtype
+) -> None:
+    problem = make_problem(Case(), torch.float32)
+    with torch.autocast("cpu", dtype):
+        result = run(problem, backend)
+    assert result["attn"].dtype == torch.float32
+    # A softmax in 16 bits would not sum to 1.
+    sums = result["attn"].double().sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-4, 3.0, 1e3, 3e4], ids=str)
+def test_float16_has_every_epsilon_and_slots_that_no_input_chooses(
+    backend: str, epsilon: float
+) -> None:
+    """Where no input chooses a slot, its divisor is 13 epsilon, and its gradient as large as the inverse."""
+    options = {"epsilon": epsilon, "gradient": "unrolled", "num_iterations": 1}
+    case = Case(b=8, c=24, d=16, k=5, m=20, options=options)
+    problem = steady(make_problem(case, torch.float32, seed=1))
+    with torch.no_grad():
+        problem.module.norm_inputs.bias.copy_(torch.linspace(-3, 3, 24))
+        problem.module.project_q.weight.mul_(5)
+    problem = problem.to(torch.float16)
+    oracle = run(problem.to(torch.float64), "reference")
+    assert oracle["attn"].sum(1).amin() < 1e-10
+    eager = run(problem, "reference")
+    assert_within_budget(run(problem, backend), eager, oracle, torch.float16)
+    # The eager reference itself: rounding of weights and inputs, no more.
+    assert (eager["slots"].double() - oracle["slots"]).abs().max() < 0.02
 
 
 @pytest.mark.slow

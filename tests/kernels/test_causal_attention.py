@@ -240,3 +240,14 @@ def test_a_hundred_runs_give_the_same_bits() -> None:
     for _ in range(99):
         for name, value in run(problem, "triton").items():
             assert torch.equal(value, first[name]), name
+
+
+@interpreted
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_second_order_gradients_are_refused(backend: str) -> None:
+    problem = Problem((2, 2, 9, 8, 1.0), torch.float32)
+    tensors = [problem.q, problem.k, problem.v]
+    output = causal_attention(*tensors, DROPOUT, Noise(problem.keys), backend)
+    for gradient in torch.autograd.grad(output.sum(), tensors, create_graph=True):
+        with pytest.raises(NotImplementedError, match='second-order .* use backend="reference"'):
+            torch.autograd.grad(gradient.sum(), tensors, retain_graph=True)

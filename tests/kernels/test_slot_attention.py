@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -120,8 +121,10 @@ def test_implicit_runs_one_step_more_than_unrolled(backend: str) -> None:
 def test_masked_inputs_count_as_absent_and_may_hold_nan(backend: str, heads: int) -> None:
     problem = make_problem(Case(b=1, masked=True, options={"num_heads": heads}))
     assert problem.mask is not None
-    masked = run(problem, backend)
     keep = problem.mask[0]
+    # As autograd makes it of a loss that does not look at masked attention but has no derivative at 0.
+    problem.d_attn[:, ~keep] = torch.nan
+    masked = run(problem, backend)
     assert not keep.all()
     problem.inputs, problem.d_attn = problem.inputs[:, keep], problem.d_attn[:, keep]
     problem.mask = None
@@ -132,6 +135,35 @@ def test_masked_inputs_count_as_absent_and_may_hold_nan(backend: str, heads: int
     torch.testing.assert_close(masked["d_project_k.weight"], without["d_project_k.weight"])
     assert (masked["attn"][:, ~keep] == 0).all()
     assert (masked["d_inputs"][:, ~keep] == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda attn, valid: -(attn * attn.log())[valid].sum(),
+        lambda attn, valid: attn.sqrt().masked_fill(~valid[..., None], 0).sum(),
+        lambda attn, valid: torch.where(valid[..., None], attn / attn.sum(-1, True), 0)[
+            ..., 0
+        ].sum(),
+    ],
+    ids=["entropy", "root", "ratio"],
+)
+def test_a_loss_of_valid_attention_alone_has_finite_gradients(backend: str, loss: Any) -> None:
+    problem = make_problem(Case(masked=True))
+    assert problem.mask is not None
+    inputs = problem.inputs.clone().requires_grad_()
+    weights = SlotAttentionWeights.from_module(problem.module)
+    gradients = []
+    for name in (backend, "reference"):
+        _, attn, _ = slot_attention(
+            inputs, problem.slots, weights, num_iterations=2, mask=problem.mask, backend=name
+        )
+        tensors = [inputs, weights.project_q, weights.project_k, weights.norm_inputs_bias]
+        gradients.append(torch.autograd.grad(loss(attn, problem.mask), tensors))
+    for gradient, oracle in zip(*gradients, strict=True):
+        assert oracle.isfinite().all()
+        torch.testing.assert_close(gradient, oracle, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

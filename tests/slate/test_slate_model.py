@@ -258,6 +258,17 @@ def test_refuses_wrong_slots(slots, error, message):
             call()
 
 
+def test_refuses_the_losses_of_an_empty_batch():
+    model = small_model()
+    with pytest.raises(ValueError, match=r"image must hold at least one image, .*; got 0"):
+        model(images(0))
+    ids = model.tokenize(images(0))  # which works, as encoding and reconstructing do
+    slots, _ = model.encode(ids)
+    assert model.reconstruct(images(0)).shape == (0, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"ids must hold at least one image, .*; got 0"):
+        model.token_cross_entropy(ids, slots)
+
+
 def test_refuses_slots_of_another_batch():
     model = small_model()
     with pytest.raises(ValueError, match=r"slots must have shape \(2, K, 16\)"):

@@ -32,12 +32,25 @@ def test_steps_get_their_micro_batches_in_order(
         assert torch.equal(batch, expected.to(dtype))
 
 
+@pytest.mark.filterwarnings("ignore:.*corrupt", "ignore:.*the next image replaces")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_files_that_workers_meet_are_recorded(images: Path, workers: int) -> None:
+    (images / "02.png").write_bytes(b"no image")
+    folder = ImageFolder(images, image_size=8)
+    for name in ("05.png", "07.png"):  # damaged after their headers were read
+        (images / name).write_bytes(b"no image")
+    batches = StepBatches(len(folder), BatchParts(4), 0, first_step=0, steps=7)
+    assert len(list(step_images(folder, batches, CPU, torch.float32, workers))) == 7
+    assert sorted(path.name for path in folder.corrupt) == ["02.png", "05.png", "07.png"]
+    assert all("cannot be decoded" in reason for reason in folder.corrupt.values())
+
+
 def test_validation_takes_its_part_in_batches() -> None:
     images = Images(10)
     parts = validation_batches(images, range(3, 10), 4, CPU, torch.float64)
     assert [len(part) for part in parts] == [4, 3]
     assert torch.equal(torch.cat(parts), images.tensors[0][3:].double())
-    assert validation_batches(images, range(3, 3), 4, CPU, torch.float32) == []
+    assert validation_batches(images, range(3, 3), 0, CPU, torch.float32) == []
 
 
 def test_workers_decode_for_cuda_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from fastslots.slate import SLATE
-from fastslots.training import find_checkpoint, train
+from fastslots.training import find_checkpoint, loop, train
 from fastslots.training import run as run_module
 from fastslots.training.recipe import Plateau
 from fastslots.training.run import TrainingRun
@@ -157,6 +158,90 @@ def test_only_a_lower_loss_marks_the_best_checkpoint(
     monkeypatch.setattr(run_module, "validate", lambda *_, **__: fake | {"loss": next(losses)})
     run(tmp_path, tiny_recipe(validate_every=2))
     assert find_checkpoint(tmp_path, "best").name == "step-000000004"
+
+
+class Changed(Images):
+    """Images that are no images of the model's from some number on."""
+
+    def __init__(self, change: Any, first: int = 0, count: int = 10) -> None:
+        super().__init__(count)
+        self.change, self.first = change, first
+
+    def __getitem__(self, index: int) -> Any:
+        image = super().__getitem__(index)
+        return self.change(image) if index >= self.first else image
+
+
+WRONG = [
+    pytest.param(
+        lambda x: (255 * x).byte(), TypeError, "floating point", "torch.uint8", id="uint8"
+    ),
+    pytest.param(lambda x: 255 * x.round(), ValueError, "lie in [0, 1]", "0 to 255", id="255"),
+    pytest.param(lambda x: 2 * x - 1, ValueError, "lie in [0, 1]", "-0.9", id="signed"),
+    pytest.param(lambda x: x[:, :4], ValueError, "shape (3, 8, 8)", "(3, 4, 8)", id="size"),
+    pytest.param(lambda x: x.mean(0), ValueError, "shape (3, 8, 8)", "(8, 8)", id="gray"),
+    pytest.param(lambda x: (x, 0), TypeError, "be a tensor", "tuple: give a data set", id="labels"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "rule", "got"), WRONG)
+@pytest.mark.parametrize("which", ["train_set", "validation_set"])
+def test_images_that_are_not_the_models_are_refused_before_anything_is_written(
+    tmp_path: Path, which: str, change: Any, error: type[Exception], rule: str, got: str
+) -> None:
+    sets = {"train_set": Images(10), "validation_set": Images(6)} | {which: Changed(change)}
+    message = rf"^{which}\[0\] must .*{re.escape(rule)}.*; got {re.escape(got)}"
+    with pytest.raises(error, match=message):
+        train(tiny_model(), tiny_recipe(), **sets, run=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("change", "error", "rule", "got"), WRONG)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_later_image_that_is_not_the_models_ends_the_run(
+    tmp_path: Path, workers: int, change: Any, error: type[Exception], rule: str, got: str
+) -> None:
+    images = Changed(change, first=9)
+    message = (
+        rf"train_set\[9\] must .*{re.escape(rule)}.*; got {re.escape(got)}.*; checkpoints are as"
+    )
+    with pytest.raises(error, match=message) as raised:
+        train(tiny_model(), tiny_recipe(), images, Images(6), tmp_path, num_workers=workers)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_later_held_out_image_is_refused_before_the_settings_are_written(tmp_path: Path) -> None:
+    held_out = Changed(lambda x: 255 * x, first=5)
+    with pytest.raises(ValueError, match=r"validation_set\[5\] must lie in \[0, 1\]; got"):
+        train(tiny_model(), tiny_recipe(), Images(10), held_out, tmp_path, settings={"a": 1})
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("sizes", [(0, 6), (10, 0)])
+def test_a_data_set_without_images_is_refused_before_anything_is_written(
+    tmp_path: Path, sizes: tuple[int, int]
+) -> None:
+    empty = "train_set" if not sizes[0] else "validation_set"
+    with pytest.raises(ValueError, match=f"^{empty} must hold at least one image; got 0$"):
+        train(tiny_model(), tiny_recipe(), *map(Images, sizes), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_negative_number_of_workers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^num_workers must be at least 0; got -1$"):
+        train(tiny_model(), tiny_recipe(), Images(10), Images(6), tmp_path, num_workers=-1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_sets_that_differ_between_processes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "from_all", lambda _, sizes: [sizes, (9, 6)])
+    with pytest.raises(
+        ValueError, match="in every process; got 10 and 6, 9 and 6 images: see that"
+    ):
+        run(tmp_path, tiny_recipe())
+    assert not list(tmp_path.iterdir())
 
 
 def test_resuming_a_finished_run_is_refused(tmp_path: Path) -> None:

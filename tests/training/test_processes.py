@@ -96,13 +96,37 @@ def test_two_processes_or_micro_batches_give_the_losses_of_one_and_agree_when_to
 
 @pytest.mark.slow
 def test_accelerate_launches_a_run(tmp_path: Path, images: Path) -> None:
+    """The corrupt files that each of the processes meets, and their workers, are listed at the end."""
+    corrupt = [
+        images / "03.png",
+        images / "06.png",
+    ]  # in a batch of the second process, and of the first
+    for path in corrupt:
+        path.write_bytes(path.read_bytes()[:200])
     arguments = ("--data", images, *TINY_FLAGS, "--batch-size", 4, "--output", "run")
-    with launched(ACCELERATE, "train", *arguments, "--steps", 2, folder=tmp_path) as process:
+    steps = ("--steps", 4, "--workers", 1)
+    with launched(ACCELERATE, "train", *arguments, *steps, folder=tmp_path) as process:
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "2 x cpu" in said
-    assert last_step(tmp_path / "run") == 2
+    assert last_step(tmp_path / "run") == 4
     assert len(rows(tmp_path / "run")) == 2
+    assert said.count("corrupt images left out or replaced") == 1
+    assert f"left out or replaced: 2 ({corrupt[0]}, {corrupt[1]})" in said
+
+
+@pytest.mark.slow
+def test_processes_refuse_a_changed_folder_together(tmp_path: Path, images: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ("--data", images, *TINY_FLAGS, "--batch-size", 4, "--output", run, "--steps", 1)
+    assert forked.fastslots("train", *arguments).code == 0
+    (images / "07.png").unlink()
+    resumed = ("train", "--resume", run, "--steps", 2, "--device", "cpu")
+    with launched(ACCELERATE, *resumed, folder=tmp_path) as process:
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said.count("fastslots: error: ") == 1
+    assert "1 removed, the first from train: '07.png'" in said
 
 
 def test_one_process_changes_precision_from_run_to_run() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastslots_kernels.derivatives import first_order
 from fastslots_kernels.fused import limits
 from fastslots_kernels.fused.ops import on_device_of
 
@@ -89,6 +90,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
+@first_order("the fused causal attention")
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -133,12 +135,15 @@ def mask_dtype(tile: torch.dtype) -> torch.dtype:
     return torch.int64 if tile == torch.float64 else torch.int32
 
 
-def weight_scale(dtype: torch.dtype) -> float:
+def weight_scale(dtype: torch.dtype, epsilon: float) -> float:
     """A power of two by which weights are multiplied while they have the tile dtype.
 
-    Weights are between epsilon and little more than 1: float16 has no number as small as the usual epsilon.
+    Weights are between epsilon and little more than 1 + epsilon. Float16 has no number as small as the usual
+    epsilon, and none above 65504.
     """
-    return 2.0**14 if dtype == torch.float16 else 1.0
+    if dtype != torch.float16:
+        return 1.0
+    return 2.0 ** min(14, 15 - math.ceil(math.log2(1.0 + epsilon)))
 
 
 def attend(
@@ -198,7 +203,7 @@ def attend(
         *rows.stride()[:2],
         SIZE=sizes.input_size,
         EPSILON=epsilon,
-        SCALE=weight_scale(m.dtype),
+        SCALE=weight_scale(m.dtype, epsilon),
         NORM_EPS=norm_eps or 0.0,
         NORMALIZED=norm_eps is None,
         HAS_MASK=mask is not None,

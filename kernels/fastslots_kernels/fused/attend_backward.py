@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastslots_kernels.fused.attend import weight_scale
 from fastslots_kernels.fused.inputs import (
     appended,
     image_rows,
@@ -47,6 +47,7 @@ def _attend_backward_kernel(
     mask_ptr,  # [B, N] of `mask_dtype`, any strides
     m_ptr,  # [B, V, C]
     c_ptr,  # [B, V]
+    sums_ptr,  # [B, sums_size]
     d_sums_ptr,  # [B, sums_size]
     d_attn_ptr,  # [B, N, K], any strides
     d_inputs_ptr,  # [B, N, C], any strides
@@ -70,7 +71,7 @@ def _attend_backward_kernel(
     SIZE: tl.constexpr,  # C
     HEADS: tl.constexpr,  # H
     EPSILON: tl.constexpr,
-    SCALE: tl.constexpr,  # of the weights
+    SCALE: tl.constexpr,  # of the weights, which are divided by Z if it is not 1
     NORM_EPS: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_D_ATTN: tl.constexpr,
@@ -90,10 +91,16 @@ def _attend_backward_kernel(
     is_slot = v < num_virtual
     image_ptr, d_image_ptr = inputs_ptr + b * stride_b, d_inputs_ptr + b * d_stride_b
     m_ptr += b * num_virtual * SIZE
+    sums_ptr += b * sums_size
     d_sums_ptr += b * sums_size
     tile: tl.constexpr = m_ptr.dtype.element_ty
     acc: tl.constexpr = d_sums_ptr.dtype.element_ty
 
+    if SCALE != 1.0:
+        # dU is as large as 1 / Z, which float16 cannot hold where no input chooses a slot: products take
+        # A / Z and Z dU in place of A and dU.
+        total = tl.load(sums_ptr + num_virtual * SIZE + v, mask=is_slot, other=1.0)
+        total = tl.where(total > 0, total, 1.0)
     c = tl.arange(0, CHUNK)
     both, sums_of_m, sums_of_d = (), tl.zeros([BLOCK_V], acc), tl.zeros([BLOCK_V], acc)
     d_m = ()
@@ -101,7 +108,10 @@ def _attend_backward_kernel(
         within = v[:, None] * SIZE + first_c + c[None, :]
         kept = is_slot[:, None] & (first_c + c < SIZE)[None, :]
         m = tl.load(m_ptr + within, mask=kept, other=0.0)
-        d_sums = tl.load(d_sums_ptr + within, mask=kept, other=0.0).to(tile)
+        d_sums = tl.load(d_sums_ptr + within, mask=kept, other=0.0)
+        if SCALE != 1.0:
+            d_sums = d_sums * total[:, None]
+        d_sums = d_sums.to(tile)
         sums_of_m += tl.sum(m.to(acc), 1)
         sums_of_d += tl.sum(d_sums.to(acc), 1)
         # Side by side, so that one product makes x̃ · m and x̃ · dU.
@@ -125,6 +135,8 @@ def _attend_backward_kernel(
             along = add_dot(along, x[i], tl.trans(both[i]), PRECISION)
         along_d_sums, along_m = _apart(along)
         attn = softmax(along_m + bias[None, :], tile)
+        if SCALE != 1.0:
+            along_d_sums = along_d_sums / total[None, :]
         d_weights = along_d_sums + d_total[None, :]
         if HAS_D_ATTN:
             pointers = d_attn_ptr + b * d_attn_stride_b + n[:, None] * d_attn_stride_n
@@ -135,7 +147,10 @@ def _attend_backward_kernel(
         d_c += d_logits
         d_logits = d_logits.to(tile)
         if NEED_INPUTS:
-            weights = tl.where(present, (attn + EPSILON) * SCALE, 0.0).to(tile)
+            weights = (attn + EPSILON) * SCALE
+            if SCALE != 1.0:
+                weights = weights / total[None, :]
+            weights = tl.where(present, weights, 0.0).to(tile)
             wide = _across(weights.to(acc) / SCALE, d_logits.to(acc))
             # Weights that are scaled take a product of their own; otherwise one product makes dx̃.
             if SCALE == 1.0:
@@ -170,6 +185,7 @@ def attend_backward(
     mask: Tensor | None,
     m: Tensor,
     c: Tensor,
+    sums: Tensor,
     d_sums: Tensor,
     d_attn: Tensor | None,
     d_inputs: Tensor | None,
@@ -188,7 +204,8 @@ def attend_backward(
         mask: ``[B, N]`` of `mask_dtype`, any strides; 0 where an input is not valid.
         m: ``[B K, H C]``, tile dtype.
         c: ``[B K, H]``.
-        d_sums: Of ``U`` and ``Z``, ``[B, 1, sums_size]``.
+        sums: ``U`` and ``Z``, ``[B, 1, sums_size]``.
+        d_sums: Of these, ``[B, 1, sums_size]``.
         d_attn: Of the softmax summed over heads, ``[B, N, K]``, any strides, or None for zero.
         d_inputs: ``[B, N, C]``, or None if not needed.
         d_keys: ``[B, S, sums_size]``; S is the number of splits.
@@ -209,6 +226,7 @@ def attend_backward(
         inputs if mask is None else mask,
         m,
         c,
+        sums,
         d_sums,
         d_sums if d_attn is None else d_attn,
         d_in,
@@ -225,7 +243,7 @@ def attend_backward(
         SIZE=sizes.input_size,
         HEADS=sizes.num_heads,
         EPSILON=epsilon,
-        SCALE=weight_scale(m.dtype),
+        SCALE=2.0**14 if m.dtype == torch.float16 else 1.0,
         NORM_EPS=norm_eps,
         HAS_MASK=mask is not None,
         HAS_D_ATTN=d_attn is not None,

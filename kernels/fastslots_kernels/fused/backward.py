@@ -74,6 +74,7 @@ def run_backward(
         call.inputs,
         call.mask,
         *keys,
+        sums,
         update.d_sums,
         d_attn,
         d_inputs,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastslots_kernels.derivatives import first_order
 from fastslots_kernels.fused.folded import FoldedWeights, float32_precision, folded_shapes
 from fastslots_kernels.fused.plans import stores_normed
 from fastslots_kernels.fused.sizes import Sizes
@@ -207,6 +208,7 @@ def _setup_context(
     ctx.set_materialize_grads(False)
 
 
+@first_order('backend "triton"')
 def _backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None, *_: Any) -> tuple[Any, ...]:
     x, slots, mask, sums, gates, *weights = ctx.saved_tensors
     weights, folded = weights[: len(TENSORS)], weights[len(TENSORS) :]

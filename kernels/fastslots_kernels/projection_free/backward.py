@@ -120,6 +120,8 @@ def _attend_backward(
     d_weights = torch.add(sums_products, d_total.unsqueeze(-1), out=scratch)
     if d_attn is not None:
         d_weights += d_attn
+        if mask is not None:  # where a loss may have made it NaN, as that of the logarithm of 0
+            d_weights.masked_fill_(~mask.unsqueeze(1), 0)
     d_weights -= (d_weights * attn).sum(1, keepdim=True)
     d_logits.copy_(d_weights).mul_(attn)
     d_m, d_c = tile_bmm(d_logits, values), d_logits.sum(-1)

@@ -83,13 +83,13 @@ def assign(products: Tensor, c: Tensor, mask: Tensor | None, attn: Tensor, scrat
     """Writes the softmax over the slots of ``products + c`` to ``attn``; 0 at masked inputs."""
     torch.softmax(torch.add(products, c.unsqueeze(-1), out=scratch), dim=1, out=attn)
     if mask is not None:
-        attn *= mask.unsqueeze(1)
+        attn.masked_fill_(~mask.unsqueeze(1), 0)
 
 
 def add_epsilon(attn: Tensor, mask: Tensor | None, epsilon: float, out: Tensor) -> Tensor:
     """``P + epsilon`` where an input is valid, 0 elsewhere."""
     torch.add(attn, epsilon, out=out)
-    return out if mask is None else out.mul_(mask.unsqueeze(1))
+    return out if mask is None else out.masked_fill_(~mask.unsqueeze(1), 0)
 
 
 def update_slots(
@@ -193,9 +193,9 @@ def compute_dtype(inputs: Tensor) -> torch.dtype:
 
 
 def tile_dtype(inputs: Tensor) -> torch.dtype:
-    """The dtype of the products with the inputs: theirs, or autocast's."""
+    """The dtype of the products with the inputs: theirs, or autocast's; float32 in place of float16."""
     device, dtype = inputs.device.type, inputs.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    # A sum over many inputs overflows float16, and CPU products have no wider output.
-    return torch.float32 if device == "cpu" and dtype == torch.float16 else dtype
+    # Float16 holds neither a sum over many inputs, nor epsilon, nor the gradient of a slot that none chooses.
+    return torch.float32 if dtype == torch.float16 else dtype

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fastslots_kernels.derivatives import first_order
 from fastslots_kernels.projection_free.backward import step_backward
 from fastslots_kernels.projection_free.forward import (
     attend,
@@ -143,7 +143,7 @@ class _Step(torch.autograd.Function):
         return new, memory.attn
 
     @staticmethod
-    @once_differentiable
+    @first_order('backend "torch"')
     def backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None) -> tuple[Any, ...]:
         inputs, slots, sums, total, mask, *tensors = ctx.saved_tensors
         num_heads, epsilon, norm_eps, dtype = ctx.options
