@@ -18,6 +18,7 @@ import typer
 
 from fastslots.cli.flags import with_flags
 from fastslots.cli.paths import check_apart, utf8_path
+from fastslots.cli.presets import CPU_SETTINGS, preset
 from fastslots.cli.run_config import absolute_paths, read_config
 from fastslots.cli.run_images import files_to_train_on
 from fastslots.data.folder import ImageFolder
@@ -33,35 +34,6 @@ from fastslots.training.loop import train as run_training
 from fastslots.training.processes import from_all, from_main, join_processes, on_main
 from fastslots.training.recipe import Recipe
 from fastslots.training.stopping import Terminated
-
-# A GPU gets the paper's settings, the defaults. These are sized for two CPU cores and a few minutes, which
-# decide everything: small images without a mirror, and tokens hot at first, so that more of them are used.
-CPU_SETTINGS: dict[str, dict[str, Any]] = {
-    "model": {
-        "image_size": 32,
-        "vocab_size": 64,
-        "d_model": 64,
-        "num_decoder_blocks": 2,
-        "num_decoder_heads": 4,
-        "dropout": 0.0,
-        "slot_size": 64,
-        "mlp_hidden_size": 64,
-        "num_iterations": 3,
-    },
-    "recipe": {
-        "steps": 2_400,
-        "batch_size": 16,
-        "lr_dvae": 3e-3,
-        "lr_main": 1e-3,
-        "warmup_steps": 200,
-        "tau_start": 2.0,
-        "tau_steps": 1_200,
-        "validate_every": 800,
-        "validation_images": 128,
-        "log_every": 100,
-    },
-    "data": {"num_scenes": 2_000, "max_objects": 4, "mirror": False, "cache": "runs/scene-cache"},
-}
 
 MAX_WORKERS = 256  # more would be a slip of the finger that stops a machine
 
@@ -147,7 +119,7 @@ def train(
         run, saved = resume, read_config(resume)
     else:
         now = from_main(processes, f"{datetime.now():%Y%m%d-%H%M%S}")
-        run, saved = output or Path("runs") / f"train-{now}", _preset(settings, where)
+        run, saved = output or Path("runs") / f"train-{now}", preset(settings, where)
     chosen = {group: saved[group] | flags[group] for group in flags}
     config, recipe = SLATEConfig(**chosen["model"]), Recipe(**chosen["recipe"])
     BatchParts(recipe.batch_size, recipe.accumulation, processes.num_processes)  # or it raises
@@ -217,14 +189,6 @@ def _switched(switches: Mapping[str, bool], given: Mapping[str, Any]) -> dict[st
                 )
             numbers[name] = value
     return numbers
-
-
-def _preset(settings: str, device: torch.device) -> dict[str, dict[str, Any]]:
-    if settings not in ("auto", "cpu", "gpu"):
-        raise ValueError(f"settings must be auto, cpu or gpu; got {settings!r}")
-    if settings == "cpu" or (settings == "auto" and device.type == "cpu"):
-        return CPU_SETTINGS
-    return {"model": {}, "recipe": {}, "data": {}}
 
 
 def _say_nothing(*_: object, **__: object) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastslots.data.image_sets import ImageSet
 from fastslots.files import check_run_folder
 from fastslots.slate import SLATE
+from fastslots.slate.checks import NoTokensError
 from fastslots.slate.modes import eval_mode
 from fastslots.training.batches import BatchParts
 from fastslots.training.checkpoints import (
@@ -166,10 +167,16 @@ class TrainingRun:
         with torch.no_grad(), eval_mode(model):
             keys = self.training_step.keys(self.state.step - 1)
             for image, image_keys in zip(images, keys, strict=True):
-                ids = model.tokenize(image)
+                try:
+                    ids = model.tokenize(image)
+                except NoTokensError:  # which all processes must hear of
+                    sums += math.nan
+                    continue
                 slots, attn = model.encode(ids, keys=image_keys)
                 sums += slot_sums(model, ids, slots, attn)
         residual, used = (self._sum(sums) / self.recipe.batch_size).tolist()
+        if math.isnan(used):
+            raise DivergedError(f"after step {self.state.step} images have no tokens, but NaN")
         return {"relative_residual": residual, "slots_used": used}
 
     def _load_validation(self, images: ImageSet) -> None:
