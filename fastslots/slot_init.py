@@ -70,7 +70,7 @@ class SlotInit(nn.Module):
                 raise ValueError(
                     f"num_slots must be {self.num_slots}, the number of learned queries; got {num_slots}"
                 )
-            return self.slot_queries.expand(batch_size, -1, -1)
+            return self.slot_queries.repeat(batch_size, 1, 1)
         if noise is not None:
             drawn = noise.normal(num_slots, self.slot_size, self.slot_mu.dtype)
         else:

@@ -164,6 +164,7 @@ def test_learned_slots_are_the_same_in_every_image_and_learn() -> None:
     init = SlotInit(4, 3, "learned")
     slots = init(2)
     torch.testing.assert_close(slots[0], slots[1], rtol=0, atol=0)
+    slots += 1  # they are the caller's own
     slots.sum().backward()
     assert (init.slot_queries.grad == 2).all()
 

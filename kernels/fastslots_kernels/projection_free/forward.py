@@ -102,7 +102,9 @@ def update_slots(
     new = gru(updates, slots.reshape(b * num_slots, d), w).output
     hidden = F.layer_norm(new, (d,), w.norm_mlp_weight, w.norm_mlp_bias, w.norm_mlp_eps)
     hidden = F.relu(F.linear(hidden, w.mlp_0_weight, w.mlp_0_bias))
-    return (new + F.linear(hidden, w.mlp_2_weight, w.mlp_2_bias)).view(b, num_slots, d)
+    change = F.linear(hidden, w.mlp_2_weight, w.mlp_2_bias)
+    # The sum is last: what leaves a node of the graph as a view could not be changed in place.
+    return new.view(b, num_slots, d) + change.view(b, num_slots, d)
 
 
 def weighted_mean(
