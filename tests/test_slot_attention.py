@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -208,3 +209,20 @@ def test_frozen_initial_slots_are_said_once(caplog: pytest.LogCaptureFixture) ->
         "the gaussian initial slots are frozen at their initial values: an implicit gradient does not "
         'reach them (init_gradient="straight-through" or gradient="unrolled" would)'
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_module_is_made_in_any_default_dtype(
+    dtype: torch.dtype, default_dtype: Callable[[torch.dtype], None]
+) -> None:
+    default_dtype(dtype)
+    module, init = make_module(backend="torch"), SlotInit(5, 8)
+    slots, _ = module(torch.randn(2, 7, 12), init(2))
+    assert slots.dtype == dtype
+    hidden = module.gru.weight_hh.detach().double()
+    torch.testing.assert_close(
+        hidden.T @ hidden,
+        torch.eye(8, dtype=torch.float64),
+        atol=4 * torch.finfo(dtype).eps,
+        rtol=0,
+    )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastslots.slate import SLATE
-from tests.slate.small_models import small_model
+from tests.slate.small_models import images, small_config, small_model
 
 
 @pytest.fixture
@@ -31,6 +31,21 @@ def test_loads_what_was_saved_to_the_bit(tmp_path, dtype):
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_default_dtype_changes_no_loaded_model(folder, default_dtype, dtype):
+    def results():
+        model = SLATE.from_pretrained(folder).train()
+        keys = torch.full((2, 2), 7, dtype=torch.int32)
+        output = model(images(2), keys=keys)
+        return [*output, model.reconstruct(images(2), keys=keys)]
+
+    expected = results()
+    default_dtype(dtype)
+    for result, value in zip(results(), expected, strict=True):
+        assert torch.equal(result, value)
+    assert SLATE(small_config()).out.weight.dtype == dtype
 
 
 def test_writes_two_readable_files_and_no_pickle(folder):
