@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastslots.initialization import linear
 from fastslots.noise import Noise, fresh_keys
-from fastslots.slate import official, pretrained
+from fastslots.slate import official, pretrained, state_dicts
 from fastslots.slate.checks import check_ids, check_image, check_keys, check_not_empty, check_slots
 from fastslots.slate.config import SLATEConfig
 from fastslots.slate.cross_entropy import token_cross_entropy
@@ -251,20 +251,29 @@ class SLATE(nn.Module):
         return self.dvae.decode_ids(self.generate(final_slots)).clamp(0, 1)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``config.json`` and ``model.safetensors``; see ``pretrained.save``."""
+        """Writes ``config.json`` and ``model.safetensors``; see ``pretrained.save``.
+
+        Parameters that share memory are written, and come back, each on its own.
+        """
         pretrained.save(folder, self.config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads what ``save_pretrained`` wrote: on the CPU, in the saved dtype and in eval mode.
+        """Reads what ``save_pretrained`` wrote, in eval mode, on PyTorch's default device: usually the CPU.
+
+        The model has the saved dtype. Were there several, it has the one that holds all values exactly, with
+        a warning. Names may have prefixes of ``torch.compile``, DDP or a model around it.
 
         Raises:
             FileNotFoundError: If the folder or one of its two files is missing.
-            ValueError: If a file is corrupt, a setting unknown, or a tensor missing or misshaped.
+            NotADirectoryError: If it is a file.
+            ValueError: If a file is corrupt, a setting unknown, a tensor missing, misshaped or of a dtype
+                that no model runs in, or the default device is the meta device.
         """
         config, entries = pretrained.load(folder)
         model = cls(config)
-        pretrained.fill(model, entries)
+        source = os.path.join(folder, pretrained.WEIGHTS_FILE)
+        state_dicts.fill(model, entries, source, pretrained.ADVICE)
         return model.eval()
 
     @classmethod
@@ -272,23 +281,26 @@ class SLATE(nn.Module):
         """Builds a model from the state dict, or the checkpoint, of the public SLATE code.
 
         Args:
-            state_dict: The public model's state dict, or a dict that holds it as ``"model"``.
+            state_dict: The public model's state dict, or a dict that holds it as ``"model"``,
+                ``"state_dict"`` or ``"model_state_dict"``. Names may have prefixes as in `from_pretrained`.
             **config: Settings of ``SLATEConfig``. Widths, depth, vocabulary and image size come
                 from the shapes; ``num_slots``, ``num_iterations``, ``num_decoder_heads``,
                 ``num_slot_heads`` and ``gradient`` cannot, and one left out takes its default with
                 a warning. The public model is ``gradient="unrolled"``.
 
         Returns:
-            A model equal to the public one, in its dtype, on the CPU and in eval mode.
+            A model equal to the public one, in its dtype (of several as in `from_pretrained`), on PyTorch's
+            default device and in eval mode.
 
         Raises:
-            ValueError: If a setting contradicts the shapes or is unknown, or an entry is missing,
-                unexpected or misshaped.
+            ValueError: If a setting contradicts the shapes or is unknown, an entry is missing, unexpected,
+                misshaped, without values or of a dtype that no model runs in, or there are several models.
             TypeError: If ``state_dict`` maps no names to tensors.
         """
         settings, entries = official.read_official(state_dict, config)
         model = cls(settings)
-        pretrained.fill(model, entries, official.NAMES, official.HINT)
+        advice = official.HINT + official.ADVICE
+        state_dicts.fill(model, entries, "the state dict", advice, official.NAMES)
         return model.eval()
 
     def _noise(self, keys: Tensor | None, batch_size: int) -> Noise:
