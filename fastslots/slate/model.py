@@ -114,10 +114,10 @@ class SLATE(nn.Module):
             The losses, and what was computed on the way.
 
         Raises:
-            ValueError: If ``image`` has another shape or is empty, or ``tau`` is not above 0.
+            ValueError: If ``image`` has another shape or device or is empty, or ``tau`` is not above 0.
             TypeError: If ``image`` has another dtype.
         """
-        check_image(image, self.config, self.dtype)
+        check_image(image, self.config, self.dtype, self.device)
         check_not_empty("image", image)
         if not isinstance(tau, Tensor) and not tau > 0:
             raise ValueError(f"tau must be above 0; got {tau}")
@@ -144,10 +144,10 @@ class SLATE(nn.Module):
         """The dVAE's greedy tokens ``[B, N]`` int64 of ``image``, ``[B, C, S, S]`` in [0, 1].
 
         Raises:
-            ValueError: If ``image`` has another shape.
+            ValueError: If ``image`` has another shape or device.
             TypeError: If ``image`` has another dtype.
         """
-        check_image(image, self.config, self.dtype)
+        check_image(image, self.config, self.dtype, self.device)
         return likeliest_tokens(self.dvae.features(image), self.dvae.token_weights())
 
     def encode(
@@ -165,12 +165,12 @@ class SLATE(nn.Module):
             ``[B, N, K]``.
 
         Raises:
-            ValueError: If a shape is wrong or a token is out of range.
+            ValueError: If a shape or device is wrong or a token is out of range.
             TypeError: If a dtype is wrong.
         """
-        check_ids(ids, self.config)
+        check_ids(ids, self.config, self.device)
         if slots is not None:
-            check_slots(slots, self.config, self.dtype, ids.shape[0])
+            check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
         noise = self._noise(keys, ids.shape[0])
         final_slots, attn = self.slot_attn(self._embed(ids, noise)[:, 1:], slots, noise)
         return final_slots, attn
@@ -187,12 +187,12 @@ class SLATE(nn.Module):
             Nats, summed over an image's tokens, mean over the batch; scalar.
 
         Raises:
-            ValueError: If a shape is wrong, the batch empty, or a token out of range.
+            ValueError: If a shape or device is wrong, the batch empty, or a token out of range.
             TypeError: If a dtype is wrong.
         """
-        check_ids(ids, self.config)
+        check_ids(ids, self.config, self.device)
         check_not_empty("ids", ids)
-        check_slots(slots, self.config, self.dtype, ids.shape[0])
+        check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
         noise = self._noise(keys, ids.shape[0]) if self.training else None
         return self._cross_entropy(self._embed(ids, noise)[:, :-1], ids, slots, noise)
 
@@ -209,10 +209,10 @@ class SLATE(nn.Module):
             Tokens in [0, V), ``[B, N]`` int64.
 
         Raises:
-            ValueError: If ``slots`` has another shape.
+            ValueError: If ``slots`` has another shape or device.
             TypeError: If ``slots`` has another dtype.
         """
-        check_slots(slots, self.config, self.dtype)
+        check_slots(slots, self.config, self.dtype, self.device)
         return generate_tokens(
             self.tf_dec,
             self.slot_proj(slots),
@@ -239,12 +239,12 @@ class SLATE(nn.Module):
             Images, ``[B, C, S, S]``, clamped to [0, 1].
 
         Raises:
-            ValueError: If a shape is wrong.
+            ValueError: If a shape or device is wrong.
             TypeError: If a dtype is wrong.
         """
         ids = self.tokenize(image)
         if slots is not None:
-            check_slots(slots, self.config, self.dtype, ids.shape[0])
+            check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
         embeddings = self.positional_encoder(self.dictionary(ids))
         noise = self._noise(keys, ids.shape[0])
         final_slots, _ = self.slot_attn(embeddings[:, 1:], slots, noise)
@@ -306,7 +306,7 @@ class SLATE(nn.Module):
     def _noise(self, keys: Tensor | None, batch_size: int) -> Noise:
         if keys is None:
             return Noise(fresh_keys(batch_size, self.device))
-        check_keys(keys, batch_size)
+        check_keys(keys, batch_size, self.device)
         return Noise(keys)
 
     def _embed(self, ids: Tensor, noise: Noise | None) -> Tensor:

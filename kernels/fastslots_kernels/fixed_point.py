@@ -17,12 +17,11 @@ def unroll(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Vanilla slot attention: ``num_iterations >= 1`` steps, tracked if grad mode is on."""
     attn, used = None, num_iterations
-    if isinstance(step, FusedStep):
-        if tolerance is not None:
-            return _unroll_on_device(step, slots, num_iterations, tolerance, return_attn)
-        if not torch.is_grad_enabled() and num_iterations > 1:
-            slots, _ = step.iterate(slots, num_iterations - 1, None)
-            num_iterations = 1
+    if tolerance is not None and (isinstance(step, FusedStep) or slots.is_meta):
+        return _unroll_on_device(step, slots, num_iterations, tolerance, return_attn)
+    if isinstance(step, FusedStep) and not torch.is_grad_enabled() and num_iterations > 1:
+        slots, _ = step.iterate(slots, num_iterations - 1, None)
+        num_iterations = 1
     for iteration in range(1, num_iterations + 1):
         previous = slots
         # A tolerance may end the loop after any step, so that each might be the one whose attn is returned.

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastslots_kernels.autocast import autocast_dtype
 from fastslots_kernels.weights import SlotAttentionWeights
 
 
@@ -196,8 +197,8 @@ def compute_dtype(inputs: Tensor) -> torch.dtype:
 
 def tile_dtype(inputs: Tensor) -> torch.dtype:
     """The dtype of the products with the inputs: theirs, or autocast's; float32 in place of float16."""
-    device, dtype = inputs.device.type, inputs.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = inputs.dtype
+    if dtype != torch.float64:
+        dtype = autocast_dtype(inputs.device) or dtype
     # Float16 holds neither a sum over many inputs, nor epsilon, nor the gradient of a slot that none chooses.
     return torch.float32 if dtype == torch.float16 else dtype
