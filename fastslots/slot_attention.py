@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fastslots.initialization import gru_cell, linear
@@ -38,11 +39,12 @@ class SlotAttention(nn.Module):
         neumann_terms: k in the gradient ``Σ_{i<k} (Jᵀ)ⁱ g`` at the fixed point; 1 is the paper's method.
         init_gradient: ``"none"``, or ``"straight-through"``: the initial slots learn too (BO-QSA).
         tolerance: Stop early once every image's relative residual ``‖f(s) - s‖ / ‖f(s)‖`` is below it.
-        backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``; see `resolve_backend`.
+        backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``; see `resolve_backend`. A program of
+            ``torch.export`` computes with ``"reference"`` where a call would with ``"torch"``.
 
     Attributes:
         iterations_used: After a call, the iterations it took: an int64 scalar tensor, without the tracked
-            step that follows them. None before the first call.
+            step that follows them. None before the first call; a call that is exported does not set it.
 
     Raises:
         ValueError: If an argument breaks a rule above.
@@ -131,7 +133,7 @@ class SlotAttention(nn.Module):
         if num_iterations is None:
             num_iterations = self.num_iterations
         self._check_options(num_iterations)
-        slots, attn, self.iterations_used = slot_attention(
+        slots, attn, used = slot_attention(
             inputs,
             slots,
             self,
@@ -146,6 +148,8 @@ class SlotAttention(nn.Module):
             return_attn=return_attn,
             backend=self.backend,
         )
+        if not torch.compiler.is_exporting():  # a program returns what it returns, and sets nothing
+            self.iterations_used = used
         return slots, attn
 
     @property
