@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,7 @@ from fastslots_kernels.api import check_options
 from fastslots_kernels.checks import check_choice, check_count, check_multiple
 
 SOLVERS = ("iteration", "broyden")
+_log = logging.getLogger("fastslots")
 
 
 class SlotAttention(nn.Module):
@@ -122,6 +126,8 @@ class SlotAttention(nn.Module):
                 attention and its gradient are exactly 0.
             return_attn: Whether to return the attention.
 
+        Where `slots` require a gradient and the options give them none, a warning says so once per process.
+
         Returns:
             The slots ``[B, K, slot_size]``, and the attention ``[B, N, K]`` or None: the softmax over the
             slots of the last step, summed over heads; differentiable.
@@ -133,7 +139,7 @@ class SlotAttention(nn.Module):
         if num_iterations is None:
             num_iterations = self.num_iterations
         self._check_options(num_iterations)
-        slots, attn, used = slot_attention(
+        new, attn, used = slot_attention(
             inputs,
             slots,
             self,
@@ -150,7 +156,9 @@ class SlotAttention(nn.Module):
         )
         if not torch.compiler.is_exporting():  # a program returns what it returns, and sets nothing
             self.iterations_used = used
-        return slots, attn
+        if slots.requires_grad and torch.is_grad_enabled() and not self.init_learns:
+            _warn_unreached()
+        return new, attn
 
     @property
     def init_learns(self) -> bool:
@@ -181,3 +189,20 @@ class SlotAttention(nn.Module):
             f"num_iterations={self.num_iterations}, num_heads={self.num_heads}, "
             f"gradient={self.gradient!r}, backend={self.backend!r}"
         )
+
+
+def _warn_unreached() -> None:
+    _say_unreached()
+
+
+# While torch.compile traces, not in what it compiles; see `fastslots_kernels.fused.limits`.
+_warn_unreached._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _say_unreached() -> None:
+    _log.warning(
+        "the initial slots require a gradient, and an implicit gradient does not reach them: what makes them "
+        "will not learn, and DistributedDataParallel will fail at its second step; freeze it "
+        '(SlotInit.freeze()), or take init_gradient="straight-through" or gradient="unrolled"'
+    )

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastslots import SlotAttention, SlotInit
+from fastslots.slot_attention import _say_unreached
 from fastslots.slot_init import _say_frozen
 
 
@@ -90,6 +92,36 @@ def test_init_learns_tells_whether_a_gradient_reaches_the_initial_slots(
     module(torch.randn(2, 7, 12), init(2))[0].sum().backward()
     assert module.init_learns is learns
     assert (init.slot_mu.grad is not None) is learns
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_initial_slots_that_no_gradient_reaches_are_said_once(
+    caplog: pytest.LogCaptureFixture, compiled: bool
+) -> None:
+    _say_unreached.cache_clear()
+
+    def said() -> list[str]:
+        return [record.message for record in caplog.records if record.name == "fastslots"]
+
+    module, init, inputs = make_module(backend="torch"), SlotInit(5, 8), torch.randn(2, 7, 12)
+
+    def call(inputs: Tensor) -> Tensor:
+        return module(inputs, init(2))[0]
+
+    if compiled:
+        call = torch.compile(call, backend="eager", fullgraph=True)
+    with caplog.at_level(logging.WARNING, "fastslots"):
+        with torch.no_grad():
+            call(inputs)
+        module.init_gradient = "straight-through"
+        call(inputs)
+        assert not said()
+        module.init_gradient = "none"
+        for _ in range(2):
+            call(inputs)
+    (message,) = said()
+    assert message.startswith("the initial slots require a gradient, and an implicit gradient")
+    assert "SlotInit.freeze()" in message
 
 
 @pytest.mark.parametrize(
