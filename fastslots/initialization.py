@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def linear(
@@ -28,7 +29,14 @@ def gru_cell(input_size: int, hidden_size: int) -> nn.GRUCell:
     """A GRU cell with Xavier input weights, orthogonal hidden weights and zero biases."""
     cell = nn.GRUCell(input_size, hidden_size)
     nn.init.xavier_uniform_(cell.weight_ih)
-    nn.init.orthogonal_(cell.weight_hh)
+    _orthogonal_(cell.weight_hh)
     nn.init.zeros_(cell.bias_ih)
     nn.init.zeros_(cell.bias_hh)
     return cell
+
+
+@torch.no_grad()
+def _orthogonal_(weight: Tensor) -> None:
+    """`nn.init.orthogonal_` in any dtype: PyTorch factorises no matrix of half precision."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    weight.copy_(nn.init.orthogonal_(torch.empty_like(weight, dtype=wide)))

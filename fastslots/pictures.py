@@ -160,7 +160,7 @@ def _check_masks(masks: Tensor, image: Tensor) -> None:
 
 def _tinted(image: Tensor, index: Tensor) -> Tensor:
     """The image in gray under the palette's colours of index, ``[B, S, S]`` int64 up to 255."""
-    palette = torch.tensor(_palette(256), device=image.device) / 255
+    palette = torch.tensor(_palette(256), dtype=torch.float32, device=image.device) / 255
     gray = image.mean(1, keepdim=True)
     return gray + SEGMENT_OPACITY * (palette[index].permute(0, 3, 1, 2) - gray)
 

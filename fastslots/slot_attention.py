@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+
+import torch
 from torch import Tensor, nn
 
 from fastslots.initialization import gru_cell, linear
@@ -10,6 +14,7 @@ from fastslots_kernels.api import check_options
 from fastslots_kernels.checks import check_choice, check_count, check_multiple
 
 SOLVERS = ("iteration", "broyden")
+_log = logging.getLogger("fastslots")
 
 
 class SlotAttention(nn.Module):
@@ -38,11 +43,12 @@ class SlotAttention(nn.Module):
         neumann_terms: k in the gradient ``Σ_{i<k} (Jᵀ)ⁱ g`` at the fixed point; 1 is the paper's method.
         init_gradient: ``"none"``, or ``"straight-through"``: the initial slots learn too (BO-QSA).
         tolerance: Stop early once every image's relative residual ``‖f(s) - s‖ / ‖f(s)‖`` is below it.
-        backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``; see `resolve_backend`.
+        backend: ``"auto"``, ``"triton"``, ``"torch"`` or ``"reference"``; see `resolve_backend`. A program of
+            ``torch.export`` computes with ``"reference"`` where a call would with ``"torch"``.
 
     Attributes:
         iterations_used: After a call, the iterations it took: an int64 scalar tensor, without the tracked
-            step that follows them. None before the first call.
+            step that follows them. None before the first call; a call that is exported does not set it.
 
     Raises:
         ValueError: If an argument breaks a rule above.
@@ -120,6 +126,8 @@ class SlotAttention(nn.Module):
                 attention and its gradient are exactly 0.
             return_attn: Whether to return the attention.
 
+        Where `slots` require a gradient and the options give them none, a warning says so once per process.
+
         Returns:
             The slots ``[B, K, slot_size]``, and the attention ``[B, N, K]`` or None: the softmax over the
             slots of the last step, summed over heads; differentiable.
@@ -131,7 +139,7 @@ class SlotAttention(nn.Module):
         if num_iterations is None:
             num_iterations = self.num_iterations
         self._check_options(num_iterations)
-        slots, attn, self.iterations_used = slot_attention(
+        new, attn, used = slot_attention(
             inputs,
             slots,
             self,
@@ -146,7 +154,11 @@ class SlotAttention(nn.Module):
             return_attn=return_attn,
             backend=self.backend,
         )
-        return slots, attn
+        if not torch.compiler.is_exporting():  # a program returns what it returns, and sets nothing
+            self.iterations_used = used
+        if slots.requires_grad and torch.is_grad_enabled() and not self.init_learns:
+            _warn_unreached()
+        return new, attn
 
     @property
     def init_learns(self) -> bool:
@@ -177,3 +189,20 @@ class SlotAttention(nn.Module):
             f"num_iterations={self.num_iterations}, num_heads={self.num_heads}, "
             f"gradient={self.gradient!r}, backend={self.backend!r}"
         )
+
+
+def _warn_unreached() -> None:
+    _say_unreached()
+
+
+# While torch.compile traces, not in what it compiles; see `fastslots_kernels.fused.limits`.
+_warn_unreached._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _say_unreached() -> None:
+    _log.warning(
+        "the initial slots require a gradient, and an implicit gradient does not reach them: what makes them "
+        "will not learn, and DistributedDataParallel will fail at its second step; freeze it "
+        '(SlotInit.freeze()), or take init_gradient="straight-through" or gradient="unrolled"'
+    )

@@ -70,16 +70,13 @@ class SlotInit(nn.Module):
                 raise ValueError(
                     f"num_slots must be {self.num_slots}, the number of learned queries; got {num_slots}"
                 )
-            return self.slot_queries.expand(batch_size, -1, -1)
+            return self.slot_queries.repeat(batch_size, 1, 1)
         if noise is not None:
             drawn = noise.normal(num_slots, self.slot_size, self.slot_mu.dtype)
         else:
-            drawn = torch.randn(
-                (batch_size, num_slots, self.slot_size),
-                generator=generator,
-                dtype=self.slot_mu.dtype,
-                device=self.slot_mu.device,
-            )
+            # As `torch.randn` does, which cannot be exported with a generator, not even None.
+            shape = (batch_size, num_slots, self.slot_size)
+            drawn = self.slot_mu.new_empty(shape).normal_(generator=generator)
         return self.slot_mu + self.slot_log_sigma.exp() * drawn
 
     def freeze(self) -> None:

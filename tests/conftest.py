@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # The tensors of the tests are small: a second thread costs more than it brings, and far more where other
@@ -11,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -18,6 +20,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """All tests but those of the GPU run the kernels in Triton's interpreter, chosen when it is imported."""
     if config.getoption("markexpr") != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """Sets PyTorch's default dtype for one test."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastslots import SlotAttention, SlotInit
+from fastslots.slot_attention import _say_unreached
 from fastslots.slot_init import _say_frozen
 
 
@@ -91,6 +94,36 @@ def test_init_learns_tells_whether_a_gradient_reaches_the_initial_slots(
     assert (init.slot_mu.grad is not None) is learns
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_initial_slots_that_no_gradient_reaches_are_said_once(
+    caplog: pytest.LogCaptureFixture, compiled: bool
+) -> None:
+    _say_unreached.cache_clear()
+
+    def said() -> list[str]:
+        return [record.message for record in caplog.records if record.name == "fastslots"]
+
+    module, init, inputs = make_module(backend="torch"), SlotInit(5, 8), torch.randn(2, 7, 12)
+
+    def call(inputs: Tensor) -> Tensor:
+        return module(inputs, init(2))[0]
+
+    if compiled:
+        call = torch.compile(call, backend="eager", fullgraph=True)
+    with caplog.at_level(logging.WARNING, "fastslots"):
+        with torch.no_grad():
+            call(inputs)
+        module.init_gradient = "straight-through"
+        call(inputs)
+        assert not said()
+        module.init_gradient = "none"
+        for _ in range(2):
+            call(inputs)
+    (message,) = said()
+    assert message.startswith("the initial slots require a gradient, and an implicit gradient")
+    assert "SlotInit.freeze()" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -164,6 +197,7 @@ def test_learned_slots_are_the_same_in_every_image_and_learn() -> None:
     init = SlotInit(4, 3, "learned")
     slots = init(2)
     torch.testing.assert_close(slots[0], slots[1], rtol=0, atol=0)
+    slots += 1  # they are the caller's own
     slots.sum().backward()
     assert (init.slot_queries.grad == 2).all()
 
@@ -207,3 +241,20 @@ def test_frozen_initial_slots_are_said_once(caplog: pytest.LogCaptureFixture) ->
         "the gaussian initial slots are frozen at their initial values: an implicit gradient does not "
         'reach them (init_gradient="straight-through" or gradient="unrolled" would)'
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_module_is_made_in_any_default_dtype(
+    dtype: torch.dtype, default_dtype: Callable[[torch.dtype], None]
+) -> None:
+    default_dtype(dtype)
+    module, init = make_module(backend="torch"), SlotInit(5, 8)
+    slots, _ = module(torch.randn(2, 7, 12), init(2))
+    assert slots.dtype == dtype
+    hidden = module.gru.weight_hh.detach().double()
+    torch.testing.assert_close(
+        hidden.T @ hidden,
+        torch.eye(8, dtype=torch.float64),
+        atol=4 * torch.finfo(dtype).eps,
+        rtol=0,
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -85,6 +86,20 @@ class SceneBatch:
     objects: SceneObjects
 
 
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Scenes are float32 whatever PyTorch's default is; that of other threads changes meanwhile too."""
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @dataclass(frozen=True)
 class _Settings:
     """Everything that an image of a given index depends on."""
@@ -108,12 +123,14 @@ class _Settings:
                 f"got {self.min_objects} and {self.max_objects}"
             )
 
+    @_float32_by_default()
     def sample(self, indices: Tensor) -> SceneParameters:
         """Scene parameters, on the CPU whatever renders them."""
         return sample_scenes(
             indices, seed=self.seed, min_objects=self.min_objects, max_objects=self.max_objects
         )
 
+    @_float32_by_default()
     def render(self, p: SceneParameters, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images ``[B, 3, S, S]`` and masks ``[B, S, S]``, uint8 on the device."""
         S, p = self.image_size, p.to(device)
@@ -127,6 +144,7 @@ class _Settings:
             masks = torch.cat((masks, mask))
         return images, masks
 
+    @_float32_by_default()
     def objects(self, p: SceneParameters, device: torch.device) -> SceneObjects:
         """The public part of the parameters."""
         pixels = pixel_coordinates(p, self.image_size)

@@ -4,17 +4,21 @@ import torch
 from torch import Tensor
 
 from fastslots.slate.config import SLATEConfig
+from fastslots_kernels.autocast import autocast_dtype
 from fastslots_kernels.checks import check_tensor
 
 
-def check_image(image: Tensor, config: SLATEConfig, dtype: torch.dtype) -> None:
-    """Raises unless ``image`` is a batch of ``config``'s images in ``dtype``."""
+def check_image(
+    image: Tensor, config: SLATEConfig, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raises unless ``image`` is a batch of ``config``'s images in ``dtype`` on ``device``."""
     check_tensor("image", image)
     shape = (config.image_channels, config.image_size, config.image_size)
     if image.ndim != 4 or image.shape[1:] != shape:
         expected = ", ".join(map(str, shape))
         raise ValueError(f"image must have shape (B, {expected}); got {tuple(image.shape)}")
     _check_dtype("image", image, dtype)
+    _check_device("image", image, device)
 
 
 def check_not_empty(name: str, batch: Tensor) -> None:
@@ -23,14 +27,15 @@ def check_not_empty(name: str, batch: Tensor) -> None:
         raise ValueError(f"{name} must hold at least one image, whose losses are averaged; got 0")
 
 
-def check_ids(ids: Tensor, config: SLATEConfig) -> None:
-    """Raises unless ``ids`` are a batch of ``config``'s tokens; waits for the device."""
+def check_ids(ids: Tensor, config: SLATEConfig, device: torch.device) -> None:
+    """Raises unless ``ids`` are a batch of ``config``'s tokens on ``device``, which it waits for."""
     check_tensor("ids", ids)
     if ids.ndim != 2 or ids.shape[1] != config.num_tokens:
         raise ValueError(f"ids must have shape (B, {config.num_tokens}); got {tuple(ids.shape)}")
     if ids.dtype != torch.int64:
         raise TypeError(f"ids must be torch.int64; got {ids.dtype}")
-    if ids.numel() and not torch.compiler.is_compiling():
+    _check_device("ids", ids, device)
+    if not (torch.compiler.is_compiling() or ids.is_meta) and ids.numel():
         low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= config.vocab_size:
             raise ValueError(
@@ -39,9 +44,13 @@ def check_ids(ids: Tensor, config: SLATEConfig) -> None:
 
 
 def check_slots(
-    slots: Tensor, config: SLATEConfig, dtype: torch.dtype, batch_size: int | None = None
+    slots: Tensor,
+    config: SLATEConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_size: int | None = None,
 ) -> None:
-    """Raises unless ``slots`` are at least one slot of ``config``'s size per image, in ``dtype``."""
+    """Raises unless ``slots`` are one or more per image, of ``config``'s size, in ``dtype`` on ``device``."""
     check_tensor("slots", slots)
     is_batch = slots.ndim == 3 and batch_size in (None, slots.shape[0])
     if not is_batch or slots.shape[1] < 1 or slots.shape[2] != config.slot_size:
@@ -51,15 +60,17 @@ def check_slots(
             f"got {tuple(slots.shape)}"
         )
     _check_dtype("slots", slots, dtype)
+    _check_device("slots", slots, device)
 
 
-def check_keys(keys: Tensor, batch_size: int) -> None:
-    """Raises unless ``keys`` are one noise key per image."""
+def check_keys(keys: Tensor, batch_size: int, device: torch.device) -> None:
+    """Raises unless ``keys`` are one noise key per image, on ``device``."""
     check_tensor("keys", keys)
     if keys.dtype != torch.int32:
         raise TypeError(f"keys must be torch.int32; got {keys.dtype}")
     if keys.shape != (batch_size, 2):
         raise ValueError(f"keys must have shape ({batch_size}, 2); got {tuple(keys.shape)}")
+    _check_device("keys", keys, device)
 
 
 class NoTokensError(ValueError):
@@ -82,7 +93,7 @@ def check_no_nan(name: str, logits: Tensor) -> None:
         name: What they follow from, besides the weights.
         logits: NaN where any of those of a token are.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or logits.is_meta:
         return
     broken = logits.isnan().any(1)
     if broken.any():
@@ -94,6 +105,13 @@ def check_no_nan(name: str, logits: Tensor) -> None:
         raise NoTokensError(message, number)
 
 
+def _check_device(name: str, value: Tensor, device: torch.device) -> None:
+    if value.device != device:
+        raise ValueError(
+            f"{name} must be on the device of the parameters, {device}; got {value.device}"
+        )
+
+
 def _check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
     if value.dtype != dtype and not _is_cast(value):
         raise TypeError(f"{name} must be {dtype} like the parameters; got {value.dtype}")
@@ -101,4 +119,4 @@ def _check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
 
 def _is_cast(value: Tensor) -> bool:
     """Whether autocast brings ``value`` to a dtype of its own choice."""
-    return value.is_floating_point() and torch.is_autocast_enabled(value.device.type)
+    return value.is_floating_point() and autocast_dtype(value.device) is not None

@@ -41,8 +41,12 @@ def parts(batch_size: int, num_rows: int, num_columns: int, device: torch.device
         device: Where it is computed.
 
     Yields:
-        Several whole samples, or rows of one.
+        Several whole samples, or rows of one. All of the table for ``torch.export``, whose programs cannot
+        have a number of parts that depends on the batch.
     """
+    if torch.compiler.is_exporting():
+        yield Part(0, batch_size, 0, num_rows)
+        return
     on_cpu = device.type == "cpu" and not torch.compiler.is_compiling()
     entries = _CPU_ENTRIES if on_cpu else _GPU_ENTRIES
     rows = max(1, entries // max(1, num_columns))

@@ -36,7 +36,8 @@ def linear_cross_entropy(
     """
     dtype = product_dtype(features)
     with without_autocast(features):
-        if backend == "reference":
+        # An exported program keeps operations, and not the backward of a node of ours.
+        if backend == "reference" or torch.compiler.is_exporting():
             logits = F.linear(features.to(dtype), weight.to(dtype)).to(wide_dtype(features))
             return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
         refuse_transforms(_NAME, (features, weight))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastslots.initialization import linear
 from fastslots.noise import Noise, fresh_keys
-from fastslots.slate import official, pretrained
+from fastslots.slate import official, pretrained, state_dicts
 from fastslots.slate.checks import check_ids, check_image, check_keys, check_not_empty, check_slots
 from fastslots.slate.config import SLATEConfig
 from fastslots.slate.cross_entropy import token_cross_entropy
@@ -114,10 +114,10 @@ class SLATE(nn.Module):
             The losses, and what was computed on the way.
 
         Raises:
-            ValueError: If ``image`` has another shape or is empty, or ``tau`` is not above 0.
+            ValueError: If ``image`` has another shape or device or is empty, or ``tau`` is not above 0.
             TypeError: If ``image`` has another dtype.
         """
-        check_image(image, self.config, self.dtype)
+        check_image(image, self.config, self.dtype, self.device)
         check_not_empty("image", image)
         if not isinstance(tau, Tensor) and not tau > 0:
             raise ValueError(f"tau must be above 0; got {tau}")
@@ -144,10 +144,10 @@ class SLATE(nn.Module):
         """The dVAE's greedy tokens ``[B, N]`` int64 of ``image``, ``[B, C, S, S]`` in [0, 1].
 
         Raises:
-            ValueError: If ``image`` has another shape.
+            ValueError: If ``image`` has another shape or device.
             TypeError: If ``image`` has another dtype.
         """
-        check_image(image, self.config, self.dtype)
+        check_image(image, self.config, self.dtype, self.device)
         return likeliest_tokens(self.dvae.features(image), self.dvae.token_weights())
 
     def encode(
@@ -165,12 +165,12 @@ class SLATE(nn.Module):
             ``[B, N, K]``.
 
         Raises:
-            ValueError: If a shape is wrong or a token is out of range.
+            ValueError: If a shape or device is wrong or a token is out of range.
             TypeError: If a dtype is wrong.
         """
-        check_ids(ids, self.config)
+        check_ids(ids, self.config, self.device)
         if slots is not None:
-            check_slots(slots, self.config, self.dtype, ids.shape[0])
+            check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
         noise = self._noise(keys, ids.shape[0])
         final_slots, attn = self.slot_attn(self._embed(ids, noise)[:, 1:], slots, noise)
         return final_slots, attn
@@ -187,12 +187,12 @@ class SLATE(nn.Module):
             Nats, summed over an image's tokens, mean over the batch; scalar.
 
         Raises:
-            ValueError: If a shape is wrong, the batch empty, or a token out of range.
+            ValueError: If a shape or device is wrong, the batch empty, or a token out of range.
             TypeError: If a dtype is wrong.
         """
-        check_ids(ids, self.config)
+        check_ids(ids, self.config, self.device)
         check_not_empty("ids", ids)
-        check_slots(slots, self.config, self.dtype, ids.shape[0])
+        check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
         noise = self._noise(keys, ids.shape[0]) if self.training else None
         return self._cross_entropy(self._embed(ids, noise)[:, :-1], ids, slots, noise)
 
@@ -209,10 +209,10 @@ class SLATE(nn.Module):
             Tokens in [0, V), ``[B, N]`` int64.
 
         Raises:
-            ValueError: If ``slots`` has another shape.
+            ValueError: If ``slots`` has another shape or device.
             TypeError: If ``slots`` has another dtype.
         """
-        check_slots(slots, self.config, self.dtype)
+        check_slots(slots, self.config, self.dtype, self.device)
         return generate_tokens(
             self.tf_dec,
             self.slot_proj(slots),
@@ -239,32 +239,41 @@ class SLATE(nn.Module):
             Images, ``[B, C, S, S]``, clamped to [0, 1].
 
         Raises:
-            ValueError: If a shape is wrong.
+            ValueError: If a shape or device is wrong.
             TypeError: If a dtype is wrong.
         """
         ids = self.tokenize(image)
         if slots is not None:
-            check_slots(slots, self.config, self.dtype, ids.shape[0])
+            check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
         embeddings = self.positional_encoder(self.dictionary(ids))
         noise = self._noise(keys, ids.shape[0])
         final_slots, _ = self.slot_attn(embeddings[:, 1:], slots, noise)
         return self.dvae.decode_ids(self.generate(final_slots)).clamp(0, 1)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``config.json`` and ``model.safetensors``; see ``pretrained.save``."""
+        """Writes ``config.json`` and ``model.safetensors``; see ``pretrained.save``.
+
+        Parameters that share memory are written, and come back, each on its own.
+        """
         pretrained.save(folder, self.config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads what ``save_pretrained`` wrote: on the CPU, in the saved dtype and in eval mode.
+        """Reads what ``save_pretrained`` wrote, in eval mode, on PyTorch's default device: usually the CPU.
+
+        The model has the saved dtype. Were there several, it has the one that holds all values exactly, with
+        a warning. Names may have prefixes of ``torch.compile``, DDP or a model around it.
 
         Raises:
             FileNotFoundError: If the folder or one of its two files is missing.
-            ValueError: If a file is corrupt, a setting unknown, or a tensor missing or misshaped.
+            NotADirectoryError: If it is a file.
+            ValueError: If a file is corrupt, a setting unknown, a tensor missing, misshaped or of a dtype
+                that no model runs in, or the default device is the meta device.
         """
         config, entries = pretrained.load(folder)
         model = cls(config)
-        pretrained.fill(model, entries)
+        source = os.path.join(folder, pretrained.WEIGHTS_FILE)
+        state_dicts.fill(model, entries, source, pretrained.ADVICE)
         return model.eval()
 
     @classmethod
@@ -272,29 +281,32 @@ class SLATE(nn.Module):
         """Builds a model from the state dict, or the checkpoint, of the public SLATE code.
 
         Args:
-            state_dict: The public model's state dict, or a dict that holds it as ``"model"``.
+            state_dict: The public model's state dict, or a dict that holds it as ``"model"``,
+                ``"state_dict"`` or ``"model_state_dict"``. Names may have prefixes as in `from_pretrained`.
             **config: Settings of ``SLATEConfig``. Widths, depth, vocabulary and image size come
                 from the shapes; ``num_slots``, ``num_iterations``, ``num_decoder_heads``,
                 ``num_slot_heads`` and ``gradient`` cannot, and one left out takes its default with
                 a warning. The public model is ``gradient="unrolled"``.
 
         Returns:
-            A model equal to the public one, in its dtype, on the CPU and in eval mode.
+            A model equal to the public one, in its dtype (of several as in `from_pretrained`), on PyTorch's
+            default device and in eval mode.
 
         Raises:
-            ValueError: If a setting contradicts the shapes or is unknown, or an entry is missing,
-                unexpected or misshaped.
+            ValueError: If a setting contradicts the shapes or is unknown, an entry is missing, unexpected,
+                misshaped, without values or of a dtype that no model runs in, or there are several models.
             TypeError: If ``state_dict`` maps no names to tensors.
         """
         settings, entries = official.read_official(state_dict, config)
         model = cls(settings)
-        pretrained.fill(model, entries, official.NAMES, official.HINT)
+        advice = official.HINT + official.ADVICE
+        state_dicts.fill(model, entries, "the state dict", advice, official.NAMES)
         return model.eval()
 
     def _noise(self, keys: Tensor | None, batch_size: int) -> Noise:
         if keys is None:
             return Noise(fresh_keys(batch_size, self.device))
-        check_keys(keys, batch_size)
+        check_keys(keys, batch_size, self.device)
         return Noise(keys)
 
     def _embed(self, ids: Tensor, noise: Noise | None) -> Tensor:

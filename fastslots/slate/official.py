@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fastslots.slate.config import PATCH_SIZE, SLATEConfig
+from fastslots.slate.state_dicts import find_entries, some
 
 NAMES = {
     "slot_attn.slot_init.slot_mu": "slot_attn.slot_mu",
@@ -32,6 +33,12 @@ _NOT_IN_SHAPES = ("num_slots", "num_iterations", "num_decoder_heads", "num_slot_
 HINT = f" (sizes are read from {', '.join(sorted({n for n, _ in _SIZES.values()} | {_POSITIONS}))})"
 """Where the sizes come from: a misshaped one of these makes others look misshaped."""
 
+ADVICE = (
+    ": weights of the public SLATE code (github.com/singhgautam/slate) are read; "
+    "what save_pretrained wrote loads with SLATE.from_pretrained"
+)
+"""What to do about entries that do not fit."""
+
 
 def read_official(
     checkpoint: object, settings: Mapping[str, Any]
@@ -39,22 +46,18 @@ def read_official(
     """Splits a state dict of the public code into settings and the entries to keep.
 
     Args:
-        checkpoint: A state dict, or a dict that holds one as ``"model"``.
+        checkpoint: As of `find_entries`.
         settings: Of ``SLATEConfig``; one left out is read from the shapes or takes its default.
 
     Returns:
         The settings, and the entries without the causal masks.
 
     Raises:
-        ValueError: If an entry that gives a size is missing or misshaped, a causal mask is misshaped,
-            or a setting is unknown or contradicts the shapes.
+        ValueError: If there are several models, an entry that gives a size is missing or misshaped, a causal
+            mask is misshaped, or a setting is unknown or contradicts the shapes.
         TypeError: If there is no mapping of names to tensors.
     """
-    state: object = checkpoint
-    if isinstance(state, Mapping):
-        state = state.get("model", state)
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise TypeError("state_dict must map names to tensors, or hold such a mapping as 'model'")
+    state = find_entries(checkpoint)
     config = _settle(settings, _sizes(state))
     masks = {name: tensor for name, tensor in state.items() if _CAUSAL_MASK.fullmatch(name)}
     expected = (config.num_tokens, config.num_tokens)
@@ -100,7 +103,7 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     sizes["image_size"] = isqrt(num_tokens) * PATCH_SIZE
     blocks = {match[1] for name in state if (match := _BLOCK.match(name))}
     if not blocks:
-        raise ValueError("the state dict misses tf_dec.blocks.0")
+        raise _misses("tf_dec.blocks.0", state)
     sizes["num_decoder_blocks"] = len(blocks)
     sizes["slot_init"] = "gaussian"
     return sizes
@@ -108,8 +111,14 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _size(state: Mapping[str, Tensor], entry: str, dimension: int) -> int:
     if entry not in state:
-        raise ValueError(f"the state dict misses {entry}")
+        raise _misses(entry, state)
     shape = state[entry].shape
     if dimension >= len(shape):
         raise ValueError(f"the state dict holds the misshaped {entry} {tuple(shape)}")
     return shape[dimension]
+
+
+def _misses(entry: str, state: Mapping[str, Tensor]) -> ValueError:
+    return ValueError(
+        f"the state dict misses {entry}, and holds {some(state) or 'nothing'}{ADVICE}"
+    )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
+
+from fastslots_kernels import autocast
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype of matrix products of `x`: its own, or autocast's. Float64 stays."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    return x.dtype if x.dtype == torch.float64 else autocast.autocast_dtype(x.device) or x.dtype
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
@@ -19,6 +20,6 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def without_autocast(x: Tensor) -> torch.autocast:
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context in which every operation keeps the dtype it is given."""
-    return torch.autocast(x.device.type, enabled=False)
+    return autocast.without_autocast(x.device)

@@ -8,13 +8,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from fastslots._extras import require
 from fastslots.slate.config import SLATEConfig
+from fastslots.slate.state_dicts import plain_entries
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+ADVICE = (
+    f": {CONFIG_FILE} and {WEIGHTS_FILE} must be of one model, as save_pretrained writes them; "
+    "weights of the public SLATE code load with SLATE.from_official"
+)
+"""What to do about tensors that do not fit."""
 
 
 def save(folder: str | os.PathLike[str], config: SLATEConfig, state: Mapping[str, Tensor]) -> None:
@@ -24,11 +31,22 @@ def save(folder: str | os.PathLike[str], config: SLATEConfig, state: Mapping[str
     leaves what was there before.
 
     Raises:
+        ValueError: If a tensor is on the meta device.
         OSError: If the folder or a file cannot be written.
         ImportError: If safetensors is not installed.
     """
     safetensors_torch = require("safetensors.torch", "train")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"a model must have values to be saved; got {name} on the meta device: "
+                "move it with to_empty(device=...) and load or draw its weights first"
+            )
+    # Copies, since parameters may share memory, which safetensors refuses.
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
     weights: bytes = safetensors_torch.save(tensors, metadata={"format": "pt"})
     settings = json.dumps(asdict(config), indent=2) + "\n"
     folder = Path(folder)
@@ -44,21 +62,26 @@ def load(folder: str | os.PathLike[str]) -> tuple[SLATEConfig, dict[str, Tensor]
     """Reads what ``save`` wrote.
 
     Returns:
-        The settings and the tensors, on the CPU; ``fill`` checks the tensors' names and shapes.
+        The settings and the tensors, on the CPU; `state_dicts.fill` checks the tensors' names and shapes.
 
     Raises:
         FileNotFoundError: If the folder or one of its two files is missing.
+        NotADirectoryError: If it is a file.
         ValueError: If a file is corrupt or a setting missing, unknown or out of range.
         ImportError: If safetensors is not installed.
     """
     safetensors = require("safetensors", "train")
     safetensors_torch = require("safetensors.torch", "train")
     folder = Path(folder)
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"folder must be what save_pretrained wrote; got the file {str(folder)!r}: pass its folder"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r} to read a model from")
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"folder {str(folder)!r} holds no {name}")
+            raise FileNotFoundError(f"folder {str(folder)!r} holds no {name}{_models_in(folder)}")
     config = _read_config(folder / CONFIG_FILE)
     try:
         tensors: dict[str, Tensor] = safetensors_torch.load_file(folder / WEIGHTS_FILE)
@@ -66,45 +89,18 @@ def load(folder: str | os.PathLike[str]) -> tuple[SLATEConfig, dict[str, Tensor]
         raise ValueError(
             f"{folder / WEIGHTS_FILE} is no valid safetensors file: {error}"
         ) from error
-    return config, tensors
+    return config, plain_entries(tensors)
 
 
-def fill(
-    model: nn.Module,
-    entries: Mapping[str, Tensor],
-    names: Mapping[str, str] | None = None,
-    hint: str = "",
-) -> None:
-    """Gives ``model`` the values, and the dtype, of ``entries``.
-
-    Args:
-        model: The model.
-        entries: One tensor for every entry of the model's state dict.
-        names: The entries' names by the model's names, where they differ.
-        hint: Ends the message about misshaped entries.
-
-    Raises:
-        ValueError: If an entry is missing, unexpected or misshaped, naming all that are.
-    """
-    names = names or {}
-    own = model.state_dict()
-    shapes = {names.get(name, name): tensor.shape for name, tensor in own.items()}
-    missing = [name for name in shapes if name not in entries]
-    unexpected = [name for name in entries if name not in shapes]
-    misshaped = [
-        f"{name} {tuple(entries[name].shape)} in place of {tuple(shape)}"
-        for name, shape in shapes.items()
-        if name in entries and entries[name].shape != shape
+def _models_in(folder: Path) -> str:
+    """Which folder may have been meant: a run's models are in its ``checkpoints``."""
+    found = [
+        path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{WEIGHTS_FILE}")
     ]
-    problems = [
-        *([f"misses {', '.join(missing)}"] if missing else []),
-        *([f"holds the unexpected {', '.join(unexpected)}"] if unexpected else []),
-        *([f"holds the misshaped {', '.join(misshaped)}{hint}"] if misshaped else []),
-    ]
-    if problems:
-        raise ValueError(f"the state dict {'; '.join(problems)}")
-    model.to(next(iter(entries.values())).dtype)
-    model.load_state_dict({name: entries[names.get(name, name)] for name in own})
+    models = sorted(path for path in found if not path.name.startswith("."))
+    if not models:
+        return ""
+    return f", but {len(models)} of its folders do: pass one, such as {str(models[-1])!r}"
 
 
 def _read_config(path: Path) -> SLATEConfig:

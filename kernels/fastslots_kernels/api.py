@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastslots_kernels.autocast import autocast_dtype
 from fastslots_kernels.backends import make_step
 from fastslots_kernels.checks import (
     check_choice,
@@ -198,11 +199,8 @@ def _check_match(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
             f"{name} must be on the device of {other_name}, {other.device}; got {tensor.device}"
         )
     mixed = {tensor.dtype, other.dtype}
-    device = tensor.device.type
-    if len(mixed) == 1 or (
-        torch.is_autocast_enabled(device)
-        and mixed <= {torch.float32, torch.get_autocast_dtype(device)}
-    ):
+    cast = autocast_dtype(tensor.device)
+    if len(mixed) == 1 or (cast is not None and mixed <= {torch.float32, cast}):
         return
     raise ValueError(
         f"{name} must have the dtype of {other_name}, {other.dtype}; got {tensor.dtype}"

@@ -117,6 +117,8 @@ def make_step(
     A module as `weights` is called.
     """
     name = resolve_backend(backend, inputs, slots, weights, num_heads).name
+    if name == "torch" and torch.compiler.is_exporting():
+        name = "reference"  # a program keeps operations, and not the backward that "torch" has written out
     if isinstance(weights, nn.Module) or name == "reference":
         layers: Any = weights if isinstance(weights, nn.Module) else PlainLayers(weights)
         return ReferenceStep(inputs, layers, num_heads=num_heads, epsilon=epsilon, mask=mask)

@@ -17,12 +17,12 @@ def unroll(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Vanilla slot attention: ``num_iterations >= 1`` steps, tracked if grad mode is on."""
     attn, used = None, num_iterations
-    if isinstance(step, FusedStep):
-        if tolerance is not None:
-            return _unroll_on_device(step, slots, num_iterations, tolerance, return_attn)
-        if not torch.is_grad_enabled() and num_iterations > 1:
-            slots, _ = step.iterate(slots, num_iterations - 1, None)
-            num_iterations = 1
+    decides = isinstance(step, FusedStep) or slots.is_meta or torch.compiler.is_exporting()
+    if tolerance is not None and decides:
+        return _unroll_on_device(step, slots, num_iterations, tolerance, return_attn)
+    if isinstance(step, FusedStep) and not torch.is_grad_enabled() and num_iterations > 1:
+        slots, _ = step.iterate(slots, num_iterations - 1, None)
+        num_iterations = 1
     for iteration in range(1, num_iterations + 1):
         previous = slots
         # A tolerance may end the loop after any step, so that each might be the one whose attn is returned.
@@ -63,7 +63,8 @@ def iterate(
     if isinstance(step, FusedStep):
         return step.iterate(slots, num_iterations, tolerance)
     found, _, used = unroll(step, slots, num_iterations, tolerance, return_attn=False)
-    return found.detach(), used  # without a graph there may be tangents
+    # Without a graph there may be tangents, and a program exported without grad mode may run with it.
+    return found.detach(), used
 
 
 def neumann_step(

@@ -478,6 +478,17 @@ def test_a_full_disk_is_an_error_that_keeps_what_is_stored(tmp_path, monkeypatch
     assert dataset.cache.read(range(4)).keys() == {0}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_dtype_changes_no_scene(default_dtype, dtype):
+    expected = render_scenes(range(3), **SMALL)
+    default_dtype(dtype)
+    actual = render_scenes(range(3), **SMALL)
+    assert actual.images.dtype == torch.float32
+    assert torch.equal(actual.images, expected.images)
+    assert torch.equal(actual.masks, expected.masks)
+    assert torch.equal(actual.objects.position, expected.objects.position)
+
+
 # Arguments
 
 

@@ -249,5 +249,5 @@ def test_second_order_gradients_are_refused(backend: str) -> None:
     tensors = [problem.q, problem.k, problem.v]
     output = causal_attention(*tensors, DROPOUT, Noise(problem.keys), backend)
     for gradient in torch.autograd.grad(output.sum(), tensors, create_graph=True):
-        with pytest.raises(NotImplementedError, match='second-order .* use backend="reference"'):
+        with pytest.raises(NotImplementedError, match=r'second-order .* use backend="reference"'):
             torch.autograd.grad(gradient.sum(), tensors, retain_graph=True)

@@ -264,3 +264,28 @@ def test_a_later_call_leaves_the_returned_attention_as_it_was(backend: str) -> N
         _, other, _ = call(problem, backend)
     torch.testing.assert_close(attn, before, rtol=0, atol=0)
     assert not torch.equal(other, before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_results_may_be_changed_in_place(backend: str, gradient: str, heads: int) -> None:
+    problem = make_problem(Case(options={"gradient": gradient, "num_heads": heads}))
+
+    def gradients(in_place: bool) -> list[Tensor]:
+        new, attn, _ = call(problem, backend)
+        if in_place:
+            new += 1
+            new[:, 0] *= 2
+            attn *= 3
+        else:
+            new = torch.cat([2 * (new[:, :1] + 1), new[:, 1:] + 1], dim=1)
+            attn = 3 * attn
+        loss = new.square().sum() + attn.square().sum()
+        return list(torch.autograd.grad(loss, list(problem.module.parameters())))
+
+    torch.testing.assert_close(gradients(True), gradients(False), rtol=0, atol=1e-12)
+    with torch.no_grad():
+        new, attn, _ = call(problem, backend)
+        new += 1
+        attn += 1

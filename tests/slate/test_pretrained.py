@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
 
 from fastslots.slate import SLATE
-from tests.slate.small_models import small_model
+from tests.slate.small_models import images, small_config, small_model
 
 
 @pytest.fixture
@@ -31,6 +32,21 @@ def test_loads_what_was_saved_to_the_bit(tmp_path, dtype):
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_default_dtype_changes_no_loaded_model(folder, default_dtype, dtype):
+    def results():
+        model = SLATE.from_pretrained(folder).train()
+        keys = torch.full((2, 2), 7, dtype=torch.int32)
+        output = model(images(2), keys=keys)
+        return [*output, model.reconstruct(images(2), keys=keys)]
+
+    expected = results()
+    default_dtype(dtype)
+    for result, value in zip(results(), expected, strict=True):
+        assert torch.equal(result, value)
+    assert SLATE(small_config()).out.weight.dtype == dtype
 
 
 def test_writes_two_readable_files_and_no_pickle(folder):
@@ -63,6 +79,34 @@ def test_a_full_disk_leaves_the_earlier_model(folder, monkeypatch, failing_write
     assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before
 
 
+def test_tied_weights_are_saved_each_on_its_own(folder):
+    model = small_model()
+    first, second = model.tf_dec.blocks[:2]
+    second.ffn = first.ffn
+    model.out.weight = torch.nn.Parameter(model.dictionary.dictionary.weight[1:])  # a part, shared
+    model.save_pretrained(folder)
+    loaded = SLATE.from_pretrained(folder)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_refuses_to_save_a_model_without_values(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"must have values to be saved; got .* on the meta device"
+    ):
+        small_model().to("meta").save_pretrained(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_refuses_to_load_onto_the_meta_device(folder):
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match=r"load it outside of torch.device"),
+    ):
+        SLATE.from_pretrained(folder)
+
+
 def test_refuses_to_write_into_a_file(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(OSError, match="taken"):
@@ -79,6 +123,24 @@ def test_names_a_missing_file(folder, name):
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"holds no {name}"):
         SLATE.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("inner", ["checkpoints/step-000000020", "step-000000020", "final"])
+def test_names_a_model_in_the_folder_of_a_run(folder, inner):
+    run = folder.parent / "run"
+    for name in (inner, ".step-000000030.partial"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder, run / name)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(
+        FileNotFoundError, match=f"but 1 of its .*pass one, such as '{run}/{inner}'"
+    ):
+        SLATE.from_pretrained(run)
+
+
+def test_refuses_a_file_in_place_of_its_folder(folder):
+    with pytest.raises(NotADirectoryError, match=r"got the file .*model.safetensors': pass its"):
+        SLATE.from_pretrained(folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"num_slots": 3', b"\xff\xfe{}"])
@@ -118,10 +180,12 @@ def test_names_misshaped_tensors(folder):
 
 def test_names_missing_and_unexpected_tensors(folder):
     (folder / "config.json").write_text(json.dumps(settings_of(folder) | {"num_decoder_blocks": 2}))
-    with pytest.raises(ValueError, match=r"unexpected .*tf_dec.blocks.2.ffn"):
+    with pytest.raises(
+        ValueError, match=r"holds the unexpected (tf_dec.blocks.2.\S+, ){4}.* and 13 more"
+    ):
         SLATE.from_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(settings_of(folder) | {"num_decoder_blocks": 4}))
-    with pytest.raises(ValueError, match=r"misses .*tf_dec.blocks.3.ffn"):
+    with pytest.raises(ValueError, match=r"misses (tf_dec.blocks.3.\S+, ){4}.* and 13 more"):
         SLATE.from_pretrained(folder)
 
 

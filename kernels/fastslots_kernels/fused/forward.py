@@ -196,12 +196,13 @@ def run_step(
         shape = (sizes.batch, sizes.num_inputs, sizes.virtual)
         attn = call.inputs.new_empty(shape, dtype=attn_dtype)
     run_attend(call, keys, sums, normed=normed, attn=attn)
-    new, reduced = torch.empty_like(old), call.new_sums()
+    # Of the result's shape: what leaves a node of the graph as a view could not be changed in place.
+    new, reduced = old.new_empty(slots.shape), call.new_sums()
     gates = old.new_empty(4, *old.shape)
     update_slots(
         few_splits(sums, sizes),
         old,
-        new,
+        new.view(old.shape),
         scratch,
         call.w,
         sizes,
@@ -212,7 +213,7 @@ def run_step(
     )
     if attn is not None and sizes.num_heads > 1:
         attn = attn.unflatten(2, (sizes.num_slots, sizes.num_heads)).sum(3)
-    return new.view(slots.shape), attn, reduced, gates
+    return new, attn, reduced, gates
 
 
 def run_attend(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastslots_kernels.autocast import autocast_dtype
 from fastslots_kernels.fused.sizes import padded
 from fastslots_kernels.weights import SlotAttentionWeights
 
@@ -48,10 +49,8 @@ def why_not(
 
 def tile_dtype(inputs: Tensor) -> torch.dtype:
     """The dtype of matrix products: that of the inputs, or autocast's."""
-    device, dtype = inputs.device.type, inputs.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return dtype
+    dtype = inputs.dtype
+    return dtype if dtype == torch.float64 else autocast_dtype(inputs.device) or dtype
 
 
 def why_not_device(inputs: Tensor) -> str | None:

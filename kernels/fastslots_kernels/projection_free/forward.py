@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastslots_kernels.autocast import autocast_dtype
 from fastslots_kernels.weights import SlotAttentionWeights
 
 
@@ -102,7 +103,9 @@ def update_slots(
     new = gru(updates, slots.reshape(b * num_slots, d), w).output
     hidden = F.layer_norm(new, (d,), w.norm_mlp_weight, w.norm_mlp_bias, w.norm_mlp_eps)
     hidden = F.relu(F.linear(hidden, w.mlp_0_weight, w.mlp_0_bias))
-    return (new + F.linear(hidden, w.mlp_2_weight, w.mlp_2_bias)).view(b, num_slots, d)
+    change = F.linear(hidden, w.mlp_2_weight, w.mlp_2_bias)
+    # The sum is last: what leaves a node of the graph as a view could not be changed in place.
+    return new.view(b, num_slots, d) + change.view(b, num_slots, d)
 
 
 def weighted_mean(
@@ -194,8 +197,8 @@ def compute_dtype(inputs: Tensor) -> torch.dtype:
 
 def tile_dtype(inputs: Tensor) -> torch.dtype:
     """The dtype of the products with the inputs: theirs, or autocast's; float32 in place of float16."""
-    device, dtype = inputs.device.type, inputs.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    dtype = inputs.dtype
+    if dtype != torch.float64:
+        dtype = autocast_dtype(inputs.device) or dtype
     # Float16 holds neither a sum over many inputs, nor epsilon, nor the gradient of a slot that none chooses.
     return torch.float32 if dtype == torch.float16 else dtype

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastslots_kernels.autocast import without_autocast
 from fastslots_kernels.derivatives import first_order
 from fastslots_kernels.projection_free.backward import step_backward
 from fastslots_kernels.projection_free.forward import (
@@ -53,7 +54,7 @@ class ProjectionFreeStep:
 
         Without a graph, steps share the memory of their maps: the attention is valid until the next call.
         """
-        with torch.autocast(self.inputs.device.type, enabled=False):
+        with without_autocast(self.inputs.device):
             new, attn = self._tracked(slots) if torch.is_grad_enabled() else self._untracked(slots)
         if not return_attn:
             return new, None
@@ -147,7 +148,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None) -> tuple[Any, ...]:
         inputs, slots, sums, total, mask, *tensors = ctx.saved_tensors
         num_heads, epsilon, norm_eps, dtype = ctx.options
-        with torch.autocast(inputs.device.type, enabled=False):  # a backward may run under autocast
+        with without_autocast(inputs.device):  # a backward may run under autocast
             d_inputs, d_slots, d_weights = step_backward(
                 inputs,
                 slots,
