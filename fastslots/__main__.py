@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fastslots._extras import require
 from fastslots.errors import INTERRUPTED, SAID_BY_MAIN
@@ -19,9 +22,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a "?" rather than no message at all
     try:
-        for module in ("typer", "rich"):
-            require(module, "train")
-        from fastslots.cli.app import run  # noqa: PLC0415 - needs the extras checked above
+        with _ended_by_interrupts():
+            for module in ("typer", "rich"):
+                require(module, "train")
+            from fastslots.cli.app import run  # noqa: PLC0415 - needs the extras checked above
 
         sys.exit(run())
     except KeyboardInterrupt:
@@ -35,6 +39,26 @@ def main() -> None:
             hint = " (FASTSLOTS_DEBUG=1 shows more)" if more else ""
             print(f"fastslots: error: {line}{hint}", file=sys.stderr)  # noqa: T201 - as above
         sys.exit(2)
+
+
+@contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """For imports: what PyTorch catches meanwhile, a KeyboardInterrupt too, it takes for something missing."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler:  # such as ignored, in the background of a shell
+        yield
+        return
+    signal.signal(signal.SIGINT, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _end(*_: object) -> None:
+    """Ends the program at once, which has nothing to lose yet."""
+    os.write(sys.stderr.fileno(), f"{INTERRUPTED}\n".encode())
+    os._exit(130)
 
 
 if __name__ == "__main__":

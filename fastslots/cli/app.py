@@ -5,35 +5,21 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from fastslots.cli.benchmark import app as benchmark
 from fastslots.cli.compare import compare
 from fastslots.cli.evaluate import evaluate
 from fastslots.cli.reconstruct import reconstruct
 from fastslots.cli.train import train
-from fastslots.errors import INTERRUPTED
 from fastslots.version import __version__
 
+INTERRUPTED_CODE = 130  # which typer makes of a KeyboardInterrupt
 UsageError: Any = (
     typer.BadParameter.__base__
 )  # of click, or of the copy of it that newer typers have
 
 
-class Commands(TyperGroup):
-    """The commands; typer would end one that Ctrl-C stops without a word."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Runs a command."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo(INTERRUPTED, err=True)
-            raise typer.Exit(130) from None
-
-
 app = typer.Typer(
-    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -74,6 +60,7 @@ def run() -> int | None:
 
     Raises:
         ValueError: If the arguments are none of the command's, naming what is wrong with which.
+        KeyboardInterrupt: If it was interrupted, and has not said so itself.
     """
     try:
         code: int | None = app(prog_name="fastslots", standalone_mode=False)
@@ -81,4 +68,6 @@ def run() -> int | None:
         message = " ".join(error.format_message().split()).removesuffix(".")
         command = error.ctx.command_path if error.ctx else "fastslots"
         raise ValueError(f"{message}; see: {command} --help") from error
+    if code == INTERRUPTED_CODE:
+        raise KeyboardInterrupt
     return code

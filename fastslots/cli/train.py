@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -167,7 +168,7 @@ def train(
         )
         echo(f"{word}; go on with: {resume_command(run)}", err=True)
         processes.destroy_process_group()
-        raise typer.Exit(code) from None
+        sys.exit(code)
     folders = [images for images in (train_set, validation_set) if isinstance(images, ImageFolder)]
     found = from_all(processes, [str(path) for images in folders for path in images.corrupt])
     processes.destroy_process_group()
