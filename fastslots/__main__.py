@@ -43,7 +43,7 @@ def main() -> None:
 
 @contextmanager
 def _ended_by_interrupts() -> Iterator[None]:
-    """For imports: what PyTorch catches meanwhile, a KeyboardInterrupt too, it takes for something missing."""
+    """For imports: a KeyboardInterrupt that PyTorch catches meanwhile it takes for something missing."""
     usual = signal.getsignal(signal.SIGINT)
     if usual is not signal.default_int_handler:  # such as ignored, in the background of a shell
         yield

@@ -14,10 +14,8 @@ from fastslots.cli.train import train
 from fastslots.version import __version__
 
 INTERRUPTED_CODE = 130  # which typer makes of a KeyboardInterrupt
-UsageError: Any = (
-    typer.BadParameter.__base__
-)  # of click, or of the copy of it that newer typers have
-
+# Of click, or of the copy of it that newer typers have.
+UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     add_completion=False,
