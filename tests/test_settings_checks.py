@@ -46,6 +46,7 @@ class Numbers:
         ({"count": True}, TypeError, "count must be an int; got True"),
         ({"count": np.bool_(True)}, TypeError, "count must be an int; got "),
         ({"count": torch.tensor(3)}, TypeError, "count must be an int; got tensor"),
+        ({"count": 2**63}, ValueError, r"count must be below 2\*\*63; got 9223372036854775808"),
         ({"offset": -1}, ValueError, "offset must be at least 0; got -1"),
         ({"rate": 0}, ValueError, "rate must be above 0 and finite; got 0"),
         ({"rate": 10**400}, ValueError, "rate must be above 0 and finite; got 10"),

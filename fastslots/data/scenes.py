@@ -113,8 +113,6 @@ class _Settings:
 
     def __post_init__(self) -> None:
         check_fields(self, may_be_zero=("seed",))
-        if self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2**63; got {self.seed}")
         if math.isqrt(self.samples) ** 2 != self.samples:
             raise ValueError(f"samples must be a square number; got {self.samples}")
         if not 1 <= self.min_objects <= self.max_objects <= MAX_OBJECTS:
