@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from fastslots import SLATE, SlotAttention, SlotInit
 from tests.slate.small_models import images, initial_slots, small_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.export itself
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch.export itself
+]
 
 
 class Both(nn.Module):

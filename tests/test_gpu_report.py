@@ -93,6 +93,7 @@ def test_a_folder_is_named_after_its_card(report, device, name):
     assert report.card_name(device) == name
 
 
+@pytest.mark.slow
 def test_times_beside_compiled_forms_come_before_others(report, tmp_path):
     save(tmp_path / "back", *results_of(2.0, "times"), *results_of(1.0, "baselines")[:3])
     save(tmp_path / "back", line("times", "slate64", skipped=SKIPPED))
@@ -105,6 +106,7 @@ def test_times_beside_compiled_forms_come_before_others(report, tmp_path):
     assert (found.environment["device"], found.environment["commit"]) == (CARD, "abc")
 
 
+@pytest.mark.slow
 def test_the_last_run_at_the_last_commit_counts_of_every_stage(report, tmp_path):
     folders = [tmp_path / name for name in ("first", "second")]
     save(folders[0], error("slate64 bf16", "slots", 0.5), error("clevr bf16", "attn", 3.0))
@@ -119,6 +121,7 @@ def test_the_last_run_at_the_last_commit_counts_of_every_stage(report, tmp_path)
     assert {row.both_ms_p50 for row in Results.load(folder / "slot-attention.json").rows} == {1.0}
 
 
+@pytest.mark.slow
 def test_what_is_measured_again_in_a_later_run_replaces_it(report, tmp_path):
     save(tmp_path, *results_of(9.0, "times"), *results_of(9.0, "times", case="clevr"))
     save(tmp_path, *results_of(1.0, "times_again", run="2"))

@@ -94,6 +94,7 @@ def test_init_learns_tells_whether_a_gradient_reaches_the_initial_slots(
     assert (init.slot_mu.grad is not None) is learns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_initial_slots_that_no_gradient_reaches_are_said_once(
     caplog: pytest.LogCaptureFixture, compiled: bool

@@ -82,6 +82,7 @@ def test_equals_the_reference_at_any_size(
     assert_equal_in_float64(run(problem, backend), run(problem, "reference"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpu_products")
 @pytest.mark.parametrize(
     ("backend", "dtype"),

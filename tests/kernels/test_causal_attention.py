@@ -76,6 +76,7 @@ def whole_attention(q: Tensor, k: Tensor, v: Tensor, noise: Noise) -> Tensor:
     return noise.dropout(rows, DROPOUT).view_as(logits).to(v.dtype) @ v
 
 
+@pytest.mark.slow
 @interpreted
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("shape", CASES)
@@ -85,6 +86,7 @@ def test_equals_the_whole_table_in_float64(shape: Shape) -> None:
     assert_within_budget(run(problem, "triton"), oracle, oracle, torch.float64)
 
 
+@pytest.mark.slow
 @interpreted
 def test_drops_what_parts_drop() -> None:
     problem = Problem((2, 3, 100, 16, 0.0), torch.float64)  # every weight is 1 / (1 + its query)

@@ -70,6 +70,7 @@ def test_operators_are_registered_as_pytorch_wants_them(requires_grad: bool) -> 
         torch.library.opcheck(ops.step_backward, backward)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_operators_take_tensors_that_are_not_contiguous() -> None:
     for operator, arguments in zip(
@@ -201,6 +202,7 @@ def test_an_implicit_step_keeps_little_and_the_same_for_any_number_of_iterations
     assert 0 < kept[0] <= 0.15 * inputs.numel() * inputs.element_size()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_offsets")
 @pytest.mark.parametrize(("num_inputs", "kept"), [(50, 0), (1000, 5)])
 def test_folded_weights_are_kept_where_the_inputs_are_large(num_inputs: int, kept: int) -> None:
@@ -235,6 +237,7 @@ def test_reads_nothing_that_it_has_not_written(gradient: str, dtype: torch.dtype
     assert all(value.isfinite().all() for value in run(problem, "triton").values())
 
 
+@pytest.mark.slow
 def test_many_splits_of_the_inputs_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(Case(b=1, n=290, masked=True))
     few = run(problem, "triton")

@@ -218,6 +218,7 @@ def test_outputs_that_nobody_wants_change_nothing() -> None:
     assert torch.equal(new, run_update(p)["slots"])
 
 
+@pytest.mark.slow
 def test_many_rows_take_larger_tiles() -> None:
     narrow = {"input_size": 20, "slot_size": 24, "mlp_size": 20, "num_heads": 1}
     p = make_problem(RAGGED._replace(batch=240, num_slots=10, **narrow), 2, torch.float16)
