@@ -22,6 +22,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from fastslots_kernels.derivatives import transforms_active
 from fastslots_kernels.fused import why_not_here
 
 # Where the numbers of rows, columns and draws begin.
@@ -189,6 +190,8 @@ def _keyed_hash(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 def _shift_xor(x: Tensor, shift: int, scratch: Tensor) -> Tensor:
     """``x ^= x >> shift``, in place; torch's shift of signed numbers copies the sign, hence the mask."""
+    if transforms_active():  # which know no given memory
+        return x.bitwise_xor_((x >> shift) & ((1 << (32 - shift)) - 1))
     torch.bitwise_right_shift(x, shift, out=scratch)
     return x.bitwise_xor_(scratch.bitwise_and_((1 << (32 - shift)) - 1))
 

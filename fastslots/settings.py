@@ -42,8 +42,6 @@ def check_fields(
             check_flag(name, value)
         elif kind is int:
             value = check_count(name, value, 0 if zero else 1)
-            if value >= 2**63:  # which tensors cannot hold
-                raise ValueError(f"{name} must be below 2**63; got {value}")
         elif kind is float:
             bound = {"least": 0} if zero else {"above": 0}
             value = check_number(name, value, finite=name not in may_be_infinite, **bound)

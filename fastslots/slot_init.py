@@ -72,6 +72,10 @@ class SlotInit(nn.Module):
                 )
             return self.slot_queries.repeat(batch_size, 1, 1)
         if noise is not None:
+            if noise.keys.shape[0] != batch_size:
+                raise ValueError(
+                    f"noise must have a key for each of the {batch_size} samples; got {noise.keys.shape[0]}"
+                )
             drawn = noise.normal(num_slots, self.slot_size, self.slot_mu.dtype)
         else:
             # As `torch.randn` does, which cannot be exported with a generator, not even None.

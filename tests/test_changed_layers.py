@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,21 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + x @ self.down.T @ self.up.T
+
+
+class Masked(nn.Linear):
+    """A Linear whose weight is a property."""
+
+    @property
+    def weight(self) -> Any:
+        return 3 * self._parameters["weight"]
+
+
+class Called(nn.Linear):
+    """A Linear with another call."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * super().__call__(x)
 
 
 class Scaled(nn.Linear):
@@ -81,6 +97,12 @@ def gelu(module: SlotAttention) -> None:
     module.mlp[1] = nn.GELU()
 
 
+def called(module: SlotAttention) -> None:
+    layer = Called(4, 4, bias=False).double()
+    layer.load_state_dict(module.project_q.state_dict())
+    module.project_q = layer
+
+
 def longer(module: SlotAttention) -> None:
     module.mlp.append(nn.Tanh())
 
@@ -101,6 +123,7 @@ CHANGES: dict[str, Callable[[SlotAttention], object]] = {
     "mlp has a layer 1 that is a GELU": gelu,
     "mlp has 4 layers in place of 3": longer,
     "project_k has a bias": biased,
+    "project_q is a Called with a __call__ of its own": called,
 }
 
 
@@ -181,6 +204,25 @@ def test_a_module_may_be_given_in_place_of_its_tensors() -> None:
         for w in (module, weights)
     ]
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch", "reference", "auto"])
+def test_a_weight_that_is_a_property_is_read_as_one(backend: str) -> None:
+    module, inputs, slots = make(backend)
+    before, _ = module(inputs, slots)
+    module.project_k.__class__ = Masked
+    after, _ = module(inputs, slots)
+    torch.testing.assert_close(after, step_by_calls(module, inputs, slots))
+    assert (after - before).abs().max() > 1e-3
+
+
+def test_widths_are_checked_where_layers_are_called() -> None:
+    module, inputs, slots = make()
+    gelu(module)
+    with pytest.raises(ValueError, match="inputs must have width 6, the input_size; got 5"):
+        module(inputs[..., :5], slots)
+    with pytest.raises(ValueError, match="slots must have width 4, the slot_size; got 3"):
+        module(inputs, slots[..., :3])
 
 
 PARAMETRIZATIONS: dict[str, Callable[[nn.Module], object]] = {
@@ -271,6 +313,46 @@ def test_hooks_of_blocks_run_when_tokens_are_generated() -> None:
     before = model.generate(slots)
     model.tf_dec.blocks[0].register_forward_hook(lambda _, __, output: output.flip(-1))
     assert not torch.equal(model.generate(slots), before)
+
+
+def test_embeddings_of_a_largest_norm_have_it_when_tokens_are_generated() -> None:
+    model, slots = small_model().double().eval(), initial_slots()
+    model.dictionary.dictionary.max_norm = 0.5
+    ids = model.generate(slots)
+    embeddings = model.positional_encoder(model.dictionary(ids))[:, :-1]
+    logits = model.out(model.tf_dec(embeddings, model.slot_proj(slots)))
+    assert torch.equal(logits.argmax(-1), ids)
+
+
+def test_a_hook_may_change_the_dtype_of_logits() -> None:
+    model = small_model().eval().bfloat16()
+    slots = initial_slots(dtype=torch.bfloat16)
+    before = model.generate(slots)
+    model.out.register_forward_hook(lambda _, __, output: output.float())
+    assert torch.equal(model.generate(slots), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "why"),
+    [
+        ("encoder.7", nn.Conv2d(64, 40, 3, padding=1), r"has kernel_size \(3, 3\) in place"),
+        ("encoder.7", nn.Conv2d(64, 40, 1, bias=False), "has bias False in place of True"),
+        ("decoder.0.m", nn.Conv2d(40, 64, 1), "has bias True in place of False"),
+        ("decoder.11", nn.Conv2d(64, 3, 1, stride=2), r"has stride \(2, 2\) in place"),
+        ("decoder.10", nn.Sequential(nn.PixelShuffle(2), nn.ReLU()), "is a Sequential with a"),
+        ("decoder.12", nn.Sigmoid(), "has len 13 in place of 12"),
+        ("encoder.8", nn.Dropout2d(), "has len 9 in place of 8"),
+    ],
+    ids=str,
+)
+def test_a_layer_of_the_dvae_that_is_read_may_not_be_another(
+    name: str, layer: nn.Module, why: str
+) -> None:
+    model = small_model()
+    model.dvae.get_submodule(name.rpartition(".")[0]).add_module(name.rpartition(".")[2], layer)
+    for call in (model, model.tokenize):
+        with pytest.raises(RuntimeError, match=rf"dvae.\w+(.\d+)?(.m)? must compute .*; it {why}"):
+            call(images())
 
 
 @pytest.mark.parametrize(

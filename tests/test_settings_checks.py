@@ -115,7 +115,7 @@ def test_a_slate_of_numpy_numbers_saves(tmp_path: Any) -> None:
 
 
 def test_the_rule_names_every_bound() -> None:
-    with pytest.raises(ValueError, match=r"p must be at least 0 and below 1 and finite; got 1\.0"):
+    with pytest.raises(ValueError, match=r"p must be at least 0 and below 1; got 1\.0"):
         check_number("p", 1.0, least=0, below=1)
     with pytest.raises(ValueError, match="n must be at least 2 here; got 1"):
         check_count("n", 1, 2, " here")

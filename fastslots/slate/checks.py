@@ -6,6 +6,7 @@ from torch import Tensor
 from fastslots.slate.config import SLATEConfig
 from fastslots_kernels.autocast import autocast_dtype
 from fastslots_kernels.checks import check_tensor
+from fastslots_kernels.derivatives import transforms_active
 
 
 def check_image(
@@ -35,7 +36,7 @@ def check_ids(ids: Tensor, config: SLATEConfig, device: torch.device) -> None:
     if ids.dtype != torch.int64:
         raise TypeError(f"ids must be torch.int64; got {ids.dtype}")
     _check_device("ids", ids, device)
-    if not (torch.compiler.is_compiling() or ids.is_meta) and ids.numel():
+    if _may_look(ids) and ids.numel():
         low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= config.vocab_size:
             raise ValueError(
@@ -93,7 +94,7 @@ def check_no_nan(name: str, logits: Tensor) -> None:
         name: What they follow from, besides the weights.
         logits: NaN where any of those of a token are.
     """
-    if torch.compiler.is_compiling() or logits.is_meta:
+    if not _may_look(logits):
         return
     broken = logits.isnan().any(1)
     if broken.any():
@@ -103,6 +104,11 @@ def check_no_nan(name: str, logits: Tensor) -> None:
             "hold no finite numbers, or a sum overflowed (float16 ends at 65504)"
         )
         raise NoTokensError(message, number)
+
+
+def _may_look(value: Tensor) -> bool:
+    """Whether there are values to look at."""
+    return not (torch.compiler.is_compiling() or value.is_meta or transforms_active())
 
 
 def _check_device(name: str, value: Tensor, device: torch.device) -> None:
@@ -119,4 +125,5 @@ def _check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:
 
 def _is_cast(value: Tensor) -> bool:
     """Whether autocast brings ``value`` to a dtype of its own choice."""
-    return value.is_floating_point() and autocast_dtype(value.device) is not None
+    casts = value.is_floating_point() and value.dtype != torch.float64
+    return casts and autocast_dtype(value.device) is not None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastslots.settings import check_fields
 from fastslots.slot_init import KINDS
-from fastslots_kernels.api import GRADIENTS, INIT_GRADIENTS
+from fastslots_kernels.api import GRADIENTS, INIT_GRADIENTS, MOST_EPSILON
 from fastslots_kernels.backends import BACKENDS
 from fastslots_kernels.checks import check_count, check_multiple, check_number
 
@@ -77,6 +77,7 @@ class SLATEConfig:
     def __post_init__(self) -> None:
         check_fields(self, may_be_zero=("num_iterations", "dropout", "epsilon"), choices=_CHOICES)
         check_number("dropout", self.dropout, least=0, below=1)
+        check_number("epsilon", self.epsilon, least=0, below=MOST_EPSILON)
         if self.gradient == "unrolled":
             check_count("num_iterations", self.num_iterations, 1, " with gradient='unrolled'")
         check_multiple("image_size", self.image_size, "the patch size", PATCH_SIZE)

@@ -1,7 +1,8 @@
 """The discrete VAE: 4 x 4 patches to tokens of a vocabulary and back."""
 
 import math
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +49,9 @@ class DVAE(nn.Module):
         Raises:
             RuntimeError: If one has hooks or a ``forward`` of its own, naming it.
         """
-        for name, kind in _READ:
-            why = why_called(self.get_submodule(name), kind)
+        for name, kind, options in _READ:
+            layer = self.get_submodule(name)
+            why = why_called(layer, kind) or _why_unlike(layer, options)
             if why is not None:
                 raise RuntimeError(
                     f"dvae.{name} must compute what its tensors say, as SLATE reads these; it {why}: take "
@@ -148,12 +150,30 @@ def _output_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
     return conv
 
 
+def _why_unlike(layer: nn.Module, options: Mapping[str, Any]) -> str | None:
+    """The first option in which a layer is not what it should be, or None."""
+    for name, wanted in options.items():
+        found = len(cast(nn.Sequential, layer)) if name == "len" else getattr(layer, name)
+        found = found is not None if name == "bias" else found
+        if found != wanted:
+            return f"has {name} {found} in place of {wanted}"
+    return None
+
+
+_PER_PIXEL = {
+    "kernel_size": (1, 1),
+    "stride": (1, 1),
+    "padding": (0, 0),
+    "dilation": (1, 1),
+    "groups": 1,
+}
 # Layers that are not called, or not as a whole.
-_READ: tuple[tuple[str, type[nn.Module]], ...] = (
-    ("encoder", nn.Sequential),
-    ("encoder.7", nn.Conv2d),
-    ("decoder", _Decoder),
-    ("decoder.0", _ConvBlock),
-    ("decoder.0.m", nn.Conv2d),
-    ("decoder.11", nn.Conv2d),
+_READ: tuple[tuple[str, type[nn.Module], Mapping[str, Any]], ...] = (
+    ("encoder", nn.Sequential, {"len": 8}),
+    ("encoder.7", nn.Conv2d, {**_PER_PIXEL, "bias": True}),
+    ("decoder", _Decoder, {"len": 12}),
+    ("decoder.0", _ConvBlock, {}),
+    ("decoder.0.m", nn.Conv2d, {**_PER_PIXEL, "bias": False}),
+    ("decoder.10", nn.PixelShuffle, {"upscale_factor": 2}),
+    ("decoder.11", nn.Conv2d, {**_PER_PIXEL, "bias": True}),
 )

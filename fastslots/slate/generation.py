@@ -17,7 +17,6 @@ from fastslots.slate.decoder import (
     TokenDictionary,
     TransformerDecoder,
 )
-from fastslots.slate.precision import product_dtype
 from fastslots_kernels.layers import why_called
 
 _log = logging.getLogger("fastslots")
@@ -62,17 +61,16 @@ def generate_tokens(
         _CachedBlock(cast(DecoderBlock, block), context, num_tokens) for block in decoder.blocks
     ]
     ids = torch.empty(num_tokens, batch_size, dtype=torch.int64, device=context.device)
-    logits_dtype = product_dtype(token_embeddings)
-    likeliest = torch.empty(num_tokens, batch_size, dtype=logits_dtype, device=context.device)
+    likeliest = []
     rows = torch.zeros(batch_size, dtype=torch.int64, device=context.device)
     for position in range(num_tokens):
         x = F.embedding(rows, token_embeddings) + positions.pe[0, position]
         for block in blocks:
             x = block.step(x, position)
-        logits = out(decoder.layer_norm(x))
-        torch.max(logits, dim=-1, out=(likeliest[position], ids[position]))
+        values, ids[position] = out(decoder.layer_norm(x)).max(dim=-1)
+        likeliest.append(values)
         rows = ids[position] + 1
-    check_no_nan("slots", likeliest.t())
+    check_no_nan("slots", torch.stack(likeliest, dim=1))
     return ids.t().contiguous()
 
 
@@ -99,6 +97,8 @@ def why_uncached(
         why = why_called(layer, kind, bias=bias)
         if why is not None:
             return f"{name} {why}"
+    if dictionary.dictionary.max_norm is not None:
+        return "dictionary.dictionary has a max_norm"
     return None
 
 
@@ -116,7 +116,7 @@ def _generate_uncached(
     num_tokens: int,
 ) -> Tensor:
     """`generate_tokens` by calls of the modules alone."""
-    ids = torch.empty(len(context), 0, dtype=torch.int64, device=context.device)
+    ids = torch.empty(context.shape[0], 0, dtype=torch.int64, device=context.device)
     likeliest = []
     for _ in range(num_tokens):
         features = decoder(positions(dictionary(ids)), context)
@@ -137,7 +137,7 @@ class _CachedBlock:
             [attention.proj_q.weight, attention.proj_k.weight, attention.proj_v.weight]
         )
         self.slots = cross.fold(context)
-        batch_size, heads = len(context), attention.num_heads
+        batch_size, heads = context.shape[0], attention.num_heads
         head_size = context.shape[2] // heads
         self.qkv_shape = (batch_size, 3, heads, head_size)
         # like the slots' keys in dtype: under autocast that is not the weights'

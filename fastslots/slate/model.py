@@ -19,6 +19,10 @@ from fastslots.slate.generation import generate_tokens
 from fastslots.slate.precision import wide_dtype
 from fastslots.slate.slot_encoder import SlotEncoder
 from fastslots.slate.token_sampling import likeliest_tokens, sample_tokens
+from fastslots_kernels.checks import check_number
+
+LEAST_TAU = 1e-30
+"""Logits divided by less overflow float32."""
 
 
 class SLATEOutput(NamedTuple):
@@ -105,7 +109,7 @@ class SLATE(nn.Module):
 
         Args:
             image: Images in [0, 1], ``[B, C, S, S]``, in the parameters' dtype.
-            tau: Temperature of the dVAE's relaxed tokens, above 0. A scalar tensor, which is not
+            tau: Temperature of the dVAE's relaxed tokens, at least 1e-30. A scalar tensor, which is not
                 checked, lets ``torch.compile`` take any value without compiling again.
             hard: Decodes one-hot tokens, with the gradient of the relaxed ones.
             keys: Of the noise, ``[B, 2]`` int32. Default: fresh ones.
@@ -114,13 +118,13 @@ class SLATE(nn.Module):
             The losses, and what was computed on the way.
 
         Raises:
-            ValueError: If ``image`` has another shape or device or is empty, or ``tau`` is not above 0.
-            TypeError: If ``image`` has another dtype.
+            ValueError: If ``image`` has another shape or device or is empty, or ``tau`` is below its least.
+            TypeError: If ``image`` has another dtype, or ``tau`` is no number.
         """
         check_image(image, self.config, self.dtype, self.device)
         check_not_empty("image", image)
-        if not isinstance(tau, Tensor) and not tau > 0:
-            raise ValueError(f"tau must be above 0; got {tau}")
+        if not isinstance(tau, Tensor):
+            tau = check_number("tau", tau, least=LEAST_TAU)
         noise = self._noise(keys, image.shape[0])
         tokens = sample_tokens(
             self.dvae.features(image),

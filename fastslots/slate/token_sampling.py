@@ -13,7 +13,7 @@ from fastslots.noise import Draw, Noise
 from fastslots.slate.checks import check_no_nan
 from fastslots.slate.chunks import Part, add_product, parts, whole_output
 from fastslots.slate.precision import product_dtype, wide_dtype, without_autocast
-from fastslots_kernels.derivatives import first_order, refuse_transforms
+from fastslots_kernels.derivatives import first_order, refuse_transforms, transforms_active
 
 
 class TokenWeights(NamedTuple):
@@ -220,7 +220,10 @@ def _draw(draw: Sequence[Tensor], part: Part) -> Draw | None:
 
 
 def _perturbed(logits: Tensor, draw: Draw | None) -> Tensor:
-    return logits if draw is None else draw.gumbel(logits.dtype).add_(logits)
+    if draw is None:
+        return logits
+    noise = draw.gumbel(logits.dtype)
+    return noise + logits if transforms_active() else noise.add_(logits)
 
 
 def _relaxed(logits: Tensor, tau: float | Tensor, draw: Draw | None) -> Tensor:

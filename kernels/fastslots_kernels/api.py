@@ -23,6 +23,7 @@ from fastslots_kernels.weights import SlotAttentionWeights
 
 GRADIENTS = ("unrolled", "neumann")
 INIT_GRADIENTS = ("none", "straight-through")
+MOST_EPSILON = 1e30  # times any number of inputs it is a float32
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -90,7 +91,9 @@ def slot_attention(
     if isinstance(weights, nn.Module) and why_module_called(weights) is None:
         weights = SlotAttentionWeights.read(weights)
     _check_tensors(inputs, slots, mask)
-    if not isinstance(weights, nn.Module):
+    if isinstance(weights, nn.Module):
+        _check_widths(weights, inputs, slots)
+    else:
         _check_weights(weights, inputs, slots)
     num_heads = check_count("num_heads", num_heads, 1)
     check_multiple("the width of slots", slots.shape[2], "num_heads", num_heads)
@@ -146,7 +149,7 @@ def check_options(
         check_count("num_iterations", num_iterations, least, f" with gradient={gradient!r}"),
         check_count("neumann_terms", neumann_terms, 1),
         tolerance,
-        check_number("epsilon", epsilon, least=0),
+        check_number("epsilon", epsilon, least=0, below=MOST_EPSILON),
     )
 
 
@@ -177,6 +180,14 @@ def _check_tensors(inputs: Tensor, slots: Tensor, mask: Tensor | None) -> None:
         raise ValueError(
             f"mask must be on the device of inputs, {inputs.device}; got {mask.device}"
         )
+
+
+def _check_widths(module: nn.Module, inputs: Tensor, slots: Tensor) -> None:
+    """Raises if tensors have not the widths that a module, whose layers are called, says it has."""
+    for name, tensor, size in (("inputs", inputs, "input_size"), ("slots", slots, "slot_size")):
+        width = getattr(module, size, tensor.shape[2])
+        if tensor.shape[2] != width:
+            raise ValueError(f"{name} must have width {width}, the {size}; got {tensor.shape[2]}")
 
 
 def _check_weights(weights: SlotAttentionWeights, inputs: Tensor, slots: Tensor) -> None:

@@ -27,7 +27,12 @@ def check_count(name: str, value: Any, least: int, when: str = "") -> int:
         raise TypeError(f"{name} must be an int; got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}{when}; got {value}")
-    return value if isinstance(value, torch.SymInt) else int(value)  # type: ignore[return-value] # acts as one
+    if torch.compiler.is_compiling():
+        return value  # type: ignore[return-value] # a symbol acts as one
+    count = int(value)
+    if count >= 2**63:  # which tensors cannot hold
+        raise ValueError(f"{name} must be below 2**63; got {count}")
+    return count
 
 
 def check_number(
@@ -58,7 +63,7 @@ def check_number(
         rules.append((number > above, f"above {above}"))
     if below is not None:
         rules.append((number < below, f"below {below}"))
-    if finite:
+    if finite and below is None:
         rules.append((math.isfinite(number), "finite"))
     if not all(holds for holds, _ in rules):
         raise ValueError(f"{name} must be {' and '.join(rule for _, rule in rules)}; got {value}")

@@ -28,16 +28,24 @@ def refuse_transforms(what: str, tensors: Iterable[Tensor]) -> None:
     Raises:
         NotImplementedError: If a transform is active, or a tensor has a tangent.
     """
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         raise NotImplementedError(
             f"{what} has no torch.func transforms (grad, jvp, vmap): {ADVICE}"
         )
-    if forward_ad._current_level < 0:
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise NotImplementedError(f"{what} has no forward-mode derivatives: {ADVICE}")
+
+
+def transforms_active() -> bool:
+    """Whether a transform of ``torch.func`` is being taken."""
+    active: bool = torch._C._are_functorch_transforms_active()
+    return active
+
+
+# The compiler asks while it traces, and traces again when the answer changes; see `fused.limits`.
+transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def first_order(what: str) -> Callable[[Callable[..., _Gradients]], Callable[..., _Gradients]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastslots_kernels.backends import Step
+from fastslots_kernels.derivatives import transforms_active
 from fastslots_kernels.fused import FusedStep
 
 
@@ -17,7 +18,8 @@ def unroll(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Vanilla slot attention: ``num_iterations >= 1`` steps, tracked if grad mode is on."""
     attn, used = None, num_iterations
-    decides = isinstance(step, FusedStep) or slots.is_meta or torch.compiler.is_exporting()
+    decides = isinstance(step, FusedStep) or slots.is_meta or torch.compiler.is_compiling()
+    decides = decides or transforms_active()
     if tolerance is not None and decides:
         return _unroll_on_device(step, slots, num_iterations, tolerance, return_attn)
     if isinstance(step, FusedStep) and not torch.is_grad_enabled() and num_iterations > 1:

@@ -47,6 +47,7 @@ def why_called(layer: Any, kind: type[nn.Module], *, bias: bool | None = None) -
     """Why a layer must be called, or None if it computes what a `kind` does with its tensors.
 
     Parametrizations (``torch.nn.utils.parametrizations``) need no call: they act where a tensor is read.
+    Hooks of all modules (``register_module_forward_hook``), which tools trace with, are not looked at.
 
     Args:
         layer: A module.
@@ -55,6 +56,8 @@ def why_called(layer: Any, kind: type[nn.Module], *, bias: bool | None = None) -
     """
     if type(layer).forward is not kind.forward or "forward" in layer.__dict__:
         return f"is a {type(layer).__name__} with a forward of its own"
+    if type(layer).__call__ is not kind.__call__:
+        return f"is a {type(layer).__name__} with a __call__ of its own"
     if layer._forward_pre_hooks or layer._forward_hooks:
         return "has forward hooks"
     if layer._backward_pre_hooks or layer._backward_hooks:
@@ -70,8 +73,13 @@ def why_called(layer: Any, kind: type[nn.Module], *, bias: bool | None = None) -
 
 def parameter_of(layer: Any, name: str) -> Any:
     """A parameter of a layer, also a parametrized one, or None."""
-    found = getattr(layer, "_parameters", {}).get(name)  # where most are, found ten times as fast
-    return getattr(layer, name, None) if found is None else found
+    if not hasattr(type(layer), name):  # as a property, which would come first
+        found = getattr(layer, "_parameters", {}).get(
+            name
+        )  # where most are, found ten times as fast
+        if found is not None:
+            return found
+    return getattr(layer, name, None)
 
 
 def why_module_called(module: nn.Module) -> str | None:

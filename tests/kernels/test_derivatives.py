@@ -95,17 +95,24 @@ def dual_weight(module: SlotAttention, inputs: Tensor, slots: Tensor) -> Tensor:
         return torch.func.functional_call(module, duals, (inputs.detach(), slots))[0]
 
 
+def compiled_jvp(module: SlotAttention, inputs: Tensor, slots: Tensor) -> Tensor:
+    compiled = torch.compile(lambda x: module(x, slots)[0], backend="eager")
+    return torch.func.jvp(compiled, (inputs.detach(),), (inputs.detach(),))[1]
+
+
 TRANSFORMS: dict[str, Callable[[SlotAttention, Tensor, Tensor], Any]] = {
     "jvp": lambda m, x, s: torch.func.jvp(lambda x: m(x, s)[0], (x.detach(),), (x.detach(),)),
     "grad": lambda m, x, s: torch.func.grad(lambda x: m(x, s)[0].sum())(x.detach()),
     "hessian": lambda m, x, s: torch.func.hessian(lambda x: m(x, s)[0].sum())(x.detach()),
     "vmap": lambda m, x, s: torch.vmap(lambda x, s: m(x[None], s[None])[0])(x, s),
+    "compiled-jvp": compiled_jvp,
     "dual": dual,
     "dual-weight": dual_weight,
 }
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of the compiler
 @pytest.mark.parametrize("backend", [*FAST, "reference"])
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -65,7 +65,7 @@ def call(**changes: Any) -> Any:
         ({"gradient": "anderson"}, r"gradient must be one of .*; got 'anderson'"),
         ({"init_gradient": "bo"}, r"init_gradient must be one of .*; got 'bo'"),
         ({"tolerance": 0.0}, r"tolerance must be above 0; got 0.0"),
-        ({"epsilon": -1e-8}, "epsilon must be at least 0 and finite; got -1e-08"),
+        ({"epsilon": -1e-8}, r"epsilon must be at least 0 and below 1e\+30; got -1e-08"),
         ({"backend": "cuda"}, r"backend must be one of .*; got 'cuda'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

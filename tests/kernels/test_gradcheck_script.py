@@ -120,7 +120,7 @@ def test_finite_differences_find_what_the_reference_shares(program, monkeypatch,
     [
         ("--heads 3", "slot_size must be a multiple of num_heads 3; got 8"),
         ("--gradient unrolled --iterations 0", "num_iterations must be at least 1"),
-        ("--epsilon -1", "epsilon must be at least 0 and finite; got -1"),
+        ("--epsilon -1", "epsilon must be at least 0 and below 1e+30; got -1"),
         ("--device gpu", "device must be 'auto', 'cpu'"),
         ("--backend triton --dtype bfloat16", "Triton's interpreter computes bfloat16 wrongly"),
     ],

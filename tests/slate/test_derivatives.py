@@ -169,6 +169,22 @@ def test_the_gradient_of_slates_gradient_norm_is_right_with_the_reference() -> N
     torch.testing.assert_close(difference, slope, rtol=1e-4, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_per_sample_gradients_of_the_reference_add_up() -> None:
+    model, image = make("reference")
+    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+    def loss(tensors: dict[str, Tensor], one: Tensor, key: Tensor) -> Tensor:
+        out = torch.func.functional_call(model, tensors, (one[None], 0.7, False, key[None]))
+        return out.cross_entropy + out.mse
+
+    each = torch.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, image, KEYS)
+    loss_of(model, image).backward()
+    for name, parameter in model.named_parameters():
+        if name in each:
+            torch.testing.assert_close(each[name].mean(0), parameter.grad)
+
+
 def test_the_gradient_of_slates_gradient_norm_is_refused_elsewhere() -> None:
     model, image = make("torch")
     parameters = [p for p in model.parameters() if p.requires_grad]

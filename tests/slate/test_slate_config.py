@@ -32,7 +32,7 @@ def test_cannot_be_changed():
             {"num_iterations": 0, "gradient": "unrolled"},
             "num_iterations must be at least 1 with gradient='unrolled'; got 0",
         ),
-        ({"dropout": 1}, "dropout must be at least 0 and below 1 and finite; got 1"),
+        ({"dropout": 1}, "dropout must be at least 0 and below 1; got 1"),
         ({"dropout": -0.1}, "dropout must be at least 0 and finite; got -0.1"),
         ({"dropout": float("nan")}, "dropout must be at least 0 and finite; got nan"),
         ({"dropout": None}, "dropout must be a number; got None"),
