@@ -107,7 +107,9 @@ def test_export_may_be_strict() -> None:
     torch.testing.assert_close(seeded(program, inputs, mask), seeded(module, inputs, mask))
 
 
-@pytest.mark.parametrize("name", ["tokenize", "encode", "token_cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["tokenize", "encode", "token_cross_entropy", "generate", "reconstruct"]
+)
 @pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
 def test_slate_in_eval_mode_has_eagers_results(name: str, gradient: str) -> None:
     model = small_model(num_decoder_blocks=1, num_iterations=1, gradient=gradient).eval()
@@ -116,7 +118,8 @@ def test_slate_in_eval_mode_has_eagers_results(name: str, gradient: str) -> None
     def arguments(batch: int) -> tuple[Tensor, ...]:
         ids = torch.arange(16 * batch).view(batch, 16) % 40
         slots = initial_slots(batch, dtype=torch.float32)
-        given = {"tokenize": (images(batch),), "encode": (ids,)}
+        given = {"tokenize": (images(batch),), "encode": (ids,), "generate": (slots,)}
+        given["reconstruct"] = given["tokenize"]
         return given.get(name, (ids, slots))
 
     program = exported(module, *arguments(3))
