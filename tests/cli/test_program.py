@@ -36,6 +36,8 @@ def program(
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
         timeout=120,
         check=False,
+        # Programs in the background of a shell ignore interrupts, and what they start does.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
