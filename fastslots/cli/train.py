@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +31,13 @@ from fastslots.training.batches import BatchParts
 from fastslots.training.loading import workers_for
 from fastslots.training.loop import resume_command
 from fastslots.training.loop import train as run_training
-from fastslots.training.processes import from_all, from_main, join_processes, on_main
+from fastslots.training.processes import (
+    end_process,
+    from_all,
+    from_main,
+    join_processes,
+    on_main,
+)
 from fastslots.training.recipe import Recipe
 from fastslots.training.stopping import Terminated
 
@@ -167,15 +172,14 @@ def train(
             ("terminated", 143) if isinstance(stopped, Terminated) else ("interrupted", 130)
         )
         echo(f"{word}; go on with: {resume_command(run)}", err=True)
-        processes.destroy_process_group()
-        sys.exit(code)
+        end_process(processes, code)
     folders = [images for images in (train_set, validation_set) if isinstance(images, ImageFolder)]
     found = from_all(processes, [str(path) for images in folders for path in images.corrupt])
-    processes.destroy_process_group()
     corrupt = sorted(set().union(*found))
     if corrupt:
         echo(f"corrupt images left out or replaced: {len(corrupt)} ({', '.join(corrupt)})")
     echo(f"wrote {last} and the pictures in {run / 'samples'}")
+    end_process(processes)
 
 
 def _switched(switches: Mapping[str, bool], given: Mapping[str, Any]) -> dict[str, float]:

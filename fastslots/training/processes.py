@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -70,6 +71,23 @@ def make_accelerator(device: torch.device, precision: str) -> Accelerator:
             f"{accelerator.distributed_type.value}"
         )
     return accelerator
+
+
+def end_process(state: PartialState, code: int = 0) -> None:
+    """Ends a process whose run is over; one that has no others returns if its exit code is 0.
+
+    One of several ends without the interpreter's own clearing up: the threads of Gloo's process group outlive
+    `destroy_process_group`, and one that lets go of a tensor while the interpreter goes aborts the process
+    (pytorch/pytorch#190489). Nothing of a run is left to be cleared up by then.
+    """
+    several = state.num_processes > 1
+    state.destroy_process_group()
+    if several:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def from_main(state: PartialState | Accelerator, value: T) -> T:
