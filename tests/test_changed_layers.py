@@ -187,7 +187,7 @@ def test_backward_hooks_run(register: str) -> None:
 def test_that_layers_are_called_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     module, inputs, slots = make()
     module.mlp[1] = nn.SiLU()
-    with caplog.at_level(logging.WARNING, "fastslots"):
+    with caplog.at_level(logging.WARNING, "fastslots_kernels"):
         for _ in range(2):
             module(inputs, slots)
     assert [record.message for record in caplog.records] == [

@@ -30,6 +30,7 @@ from fastslots.evaluation import evaluate as measure
 from fastslots.files import check_writable, write_text
 from fastslots.slate import SLATE
 from fastslots.training.checkpoints import find_checkpoint
+from fastslots_kernels.checks import check_choice
 
 SCHEMA = 1
 LINES = 10  # of progress, where there is no terminal for a bar
@@ -76,8 +77,7 @@ def evaluate(
     that the run began with; their flags change single settings. A checkpoint
     outside of a run needs --data.
     """
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {get_args(Split)}; got {split!r}")
+    check_choice("split", split, get_args(Split))
     where = choose_device(device)
     # What learns, and what is frozen, is no news to who measures a trained model.
     logging.getLogger("fastslots").setLevel(logging.ERROR)

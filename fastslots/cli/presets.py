@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from fastslots_kernels.checks import check_choice
+
 # A GPU gets the paper's settings, the defaults. These are sized for two CPU cores and a few minutes, which
 # decide everything: small images without a mirror, and tokens hot at first, so that more of them are used.
 CPU_SETTINGS: dict[str, dict[str, Any]] = {
@@ -46,8 +48,7 @@ def preset(settings: str, device: torch.device) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: If `settings` is none of these.
     """
-    if settings not in ("auto", "cpu", "gpu"):
-        raise ValueError(f"settings must be auto, cpu or gpu; got {settings!r}")
+    check_choice("settings", settings, ("auto", "cpu", "gpu"))
     if settings == "cpu" or (settings == "auto" and device.type == "cpu"):
         return CPU_SETTINGS
     return {"model": {}, "recipe": {}, "data": {}}

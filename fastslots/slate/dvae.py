@@ -47,7 +47,7 @@ class DVAE(nn.Module):
         """Raises if a layer that is read in parts does something else than its tensors say.
 
         Raises:
-            RuntimeError: If one has hooks or a ``forward`` of its own, naming it.
+            RuntimeError: If one has hooks, a ``forward`` of its own or another shape, naming it.
         """
         for name, kind, options in _READ:
             layer = self.get_submodule(name)

@@ -17,7 +17,7 @@ from fastslots_kernels.projection_free import ProjectionFreeStep
 from fastslots_kernels.reference import PlainLayers, ReferenceStep
 from fastslots_kernels.weights import SlotAttentionWeights
 
-_log = logging.getLogger("fastslots")
+_log = logging.getLogger("fastslots_kernels")
 BACKENDS = ("auto", "triton", "torch", "reference")
 
 

@@ -21,7 +21,7 @@ def check_count(name: str, value: Any, least: int, when: str = "") -> int:
 
     Raises:
         TypeError: If it is no integer.
-        ValueError: If it is below `least`.
+        ValueError: If it is below `least`, or no int64.
     """
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt | Integral):
         raise TypeError(f"{name} must be an int; got {value!r}")

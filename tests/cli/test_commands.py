@@ -87,7 +87,7 @@ def test_reconstruct_is_decided_by_the_seed(fastslots: Command, run: Path, image
         (["--d-model", "10", "--num-decoder-heads", "4"], "d_model must be a multiple of"),
         (["--gradient", "bptt"], "gradient must be one of"),
         (["--device", "tpu"], "device must be 'auto', 'cpu', 'cuda' or 'cuda:N'; got 'tpu'"),
-        (["--settings", "tiny"], "settings must be auto, cpu or gpu; got 'tiny'"),
+        (["--settings", "tiny"], "settings must be one of ('auto', 'cpu', 'gpu'); got 'tiny'"),
         (["--data", "nowhere"], "data must be 'scenes' or a folder of images; there is no folder"),
         (["--resume", "nowhere", "--settings", "gpu"], "resume takes model, data, settings and"),
         (["--lr-main", "inf"], "lr_main must be above 0 and finite; got inf"),
