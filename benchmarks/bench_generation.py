@@ -14,8 +14,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from fastslots.slate import SLATE, SLATEConfig
-from tests.slate.uncached_generation import generate_uncached
+from fastslots.models.slate import SLATE, SLATEConfig
+from tests.models.slate.uncached_generation import generate_uncached
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROVIDERS: dict[str, Callable[[SLATE, Tensor], Tensor]] = {

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from fastslots.data.scene_sampling import sample_scenes
-from fastslots.data.scenes import Scenes, render_scenes
+from fastslots.data.scenes.dataset import Scenes, render_scenes
+from fastslots.data.scenes.sampling import sample_scenes
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

@@ -22,8 +22,8 @@ from fastslots.benchmark import (
     preset,
     run_benchmark,
 )
-from fastslots.benchmark.precision import matmul_precision
-from fastslots.benchmark.speedups import FEW_AND_MANY
+from fastslots.benchmark.attention.reports.speedups import FEW_AND_MANY
+from fastslots.benchmark.measure.precision import matmul_precision
 
 RESULTS = Path(__file__).parent / "results" / "cpu-targets.json"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

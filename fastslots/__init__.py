@@ -5,7 +5,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastslots.slate import SLATE, SLATEConfig, SLATEOutput
+    from fastslots.models.slate import SLATE, SLATEConfig, SLATEOutput
     from fastslots.slot_attention import SlotAttention
     from fastslots.slot_init import SlotInit
     from fastslots.version import __version__
@@ -24,9 +24,9 @@ __all__ = [
 # Imported when first asked for: PyTorch takes seconds, in which the command line must already be able to
 # answer an interrupt.
 _HOMES = {
-    "SLATE": "fastslots.slate",
-    "SLATEConfig": "fastslots.slate",
-    "SLATEOutput": "fastslots.slate",
+    "SLATE": "fastslots.models.slate",
+    "SLATEConfig": "fastslots.models.slate",
+    "SLATEOutput": "fastslots.models.slate",
     "SlotAttention": "fastslots.slot_attention",
     "SlotInit": "fastslots.slot_init",
     "__version__": "fastslots.version",

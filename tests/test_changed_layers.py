@@ -16,7 +16,7 @@ from fastslots import SLATE, SlotAttention, resolve_backend
 from fastslots.evaluation import evaluate
 from fastslots.noise import sample_keys
 from fastslots_kernels import SlotAttentionWeights, slot_attention
-from tests.slate.small_models import images, initial_slots, small_model
+from tests.models.slate.small_models import images, initial_slots, small_model
 
 
 class Adapter(nn.Module):

@@ -19,9 +19,9 @@ from torch import Tensor
 from fastslots.data.scenes import Scenes
 from fastslots.evaluation import Evaluation, draw_examples, evaluate
 from fastslots.metrics import adjusted_rand_index, mean_best_overlap
+from fastslots.models.slate import SLATE, SLATEConfig
 from fastslots.noise import sample_keys
 from fastslots.pictures import segmentation
-from fastslots.slate import SLATE, SLATEConfig
 
 SIZE = 16
 NUM_IMAGES = 7

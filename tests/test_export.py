@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastslots import SLATE, SlotAttention, SlotInit
-from tests.slate.small_models import images, initial_slots, small_model
+from tests.models.slate.small_models import images, initial_slots, small_model
 
 pytestmark = [
     pytest.mark.slow,

@@ -16,8 +16,8 @@ from fastslots.benchmark import Case
 from fastslots.comparison import Settings
 from fastslots.data.scenes import Scenes
 from fastslots.data.source import DataSource
+from fastslots.models.slate import SLATE, SLATEConfig
 from fastslots.settings import check_fields
-from fastslots.slate import SLATE, SLATEConfig
 from fastslots.training import Recipe
 from fastslots_kernels.checks import check_count, check_number
 

@@ -3,32 +3,39 @@
 The one place that does: commands and README use it.
 """
 
-from fastslots.benchmark.calls import Call, IncorrectResultError, Problem, check_call
-from fastslots.benchmark.card_report import accuracy_markdown, attention_markdown, kernels_markdown
-from fastslots.benchmark.cases import PRESETS, Case, Skipped, preset
-from fastslots.benchmark.constant_memory import constant_memory_table, measure_constant_memory
-from fastslots.benchmark.environment import describe_environment
-from fastslots.benchmark.memory import MemoryUse, memory_use
-from fastslots.benchmark.plot import plot_case
-from fastslots.benchmark.providers import Provider, choose_providers
-from fastslots.benchmark.report import markdown, result_tables
-from fastslots.benchmark.results import Results, Row
-from fastslots.benchmark.runner import run_benchmark
-from fastslots.benchmark.slate_cases import (
+from fastslots.benchmark.attention.calls import Call, IncorrectResultError, Problem, check_call
+from fastslots.benchmark.attention.cases import PRESETS, Case, Skipped, preset
+from fastslots.benchmark.attention.constant_memory import (
+    constant_memory_table,
+    measure_constant_memory,
+)
+from fastslots.benchmark.attention.providers import Provider, choose_providers
+from fastslots.benchmark.attention.reports.card import (
+    accuracy_markdown,
+    attention_markdown,
+    kernels_markdown,
+)
+from fastslots.benchmark.attention.reports.plot import plot_case
+from fastslots.benchmark.attention.reports.speedups import growth, speedup_markdown, speedups
+from fastslots.benchmark.attention.reports.speedups_plot import plot_speedups
+from fastslots.benchmark.attention.reports.tables import markdown, result_tables
+from fastslots.benchmark.attention.results import Results, Row
+from fastslots.benchmark.attention.runner import run_benchmark
+from fastslots.benchmark.measure.memory import MemoryUse, memory_use
+from fastslots.benchmark.step.cases import (
     BASELINE,
     StepCase,
     StepProvider,
     choose_step_providers,
     step_cases,
 )
-from fastslots.benchmark.slate_check import check_against_public
-from fastslots.benchmark.slate_plot import plot_steps
-from fastslots.benchmark.slate_report import step_markdown, step_tables
-from fastslots.benchmark.slate_results import StepResults, StepRow
-from fastslots.benchmark.slate_runner import run_step_benchmark
-from fastslots.benchmark.slate_step import Step
-from fastslots.benchmark.speedups import growth, speedup_markdown, speedups
-from fastslots.benchmark.speedups_plot import plot_speedups
+from fastslots.benchmark.step.check import check_against_public
+from fastslots.benchmark.step.plot import plot_steps
+from fastslots.benchmark.step.report import step_markdown, step_tables
+from fastslots.benchmark.step.results import StepResults, StepRow
+from fastslots.benchmark.step.runner import run_step_benchmark
+from fastslots.benchmark.step.step import Step
+from fastslots.environment import describe_environment
 
 __all__ = [
     "BASELINE",

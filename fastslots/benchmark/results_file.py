@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 
-from fastslots.benchmark.cases import Skipped
-from fastslots.benchmark.environment import Environment
+from fastslots.benchmark.attention.cases import Skipped
+from fastslots.environment import Environment
 from fastslots.files import write_text
 
 SCHEMA = 2

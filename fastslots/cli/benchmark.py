@@ -19,7 +19,7 @@ from fastslots.benchmark import (
     result_tables,
     run_benchmark,
 )
-from fastslots.benchmark.report import environment_line, legend, skipped_lines
+from fastslots.benchmark.attention.reports.tables import environment_line, legend, skipped_lines
 from fastslots.cli.benchmark_slate import slate
 from fastslots.cli.paths import any_path
 from fastslots.cli.tables import show_results

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fastslots.benchmark.environment import describe_environment
 from fastslots.cli.flags import with_flags
 from fastslots.cli.paths import any_path, check_apart, utf8_path
 from fastslots.cli.run_config import absolute_paths, read_config
@@ -25,10 +24,11 @@ from fastslots.cli.tables import show_line
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource, Split
 from fastslots.devices import choose_device
+from fastslots.environment import describe_environment
 from fastslots.evaluation import Evaluation, draw_examples
 from fastslots.evaluation import evaluate as measure
 from fastslots.files import check_writable, write_text
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training.checkpoints import find_checkpoint
 from fastslots_kernels.checks import check_choice
 

@@ -13,7 +13,7 @@ from fastslots.cli.paths import any_path, utf8_path
 from fastslots.data.folder import load_image
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training.checkpoints import find_checkpoint
 from fastslots.training.validation import draw_panels
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslots.data.source import DataSource
-from fastslots.slate import SLATEConfig
+from fastslots.models.slate import SLATEConfig
 from fastslots.training.checkpoints import is_model, last_step, step_name
 from fastslots.training.loop import resume_command
 from fastslots.training.recipe import Recipe

@@ -25,8 +25,8 @@ from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
+from fastslots.models.slate import SLATE, SLATEConfig
 from fastslots.noise import derive_seed
-from fastslots.slate import SLATE, SLATEConfig
 from fastslots.training.batches import BatchParts
 from fastslots.training.loading import workers_for
 from fastslots.training.loop import resume_command

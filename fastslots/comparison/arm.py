@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastslots.comparison.memory import SceneMemory
 from fastslots.comparison.settings import Settings
+from fastslots.models.slate import SLATE, SLATEConfig
 from fastslots.noise import derive_seed, sample_keys
-from fastslots.slate import SLATE, SLATEConfig
 from fastslots.training.step import Losses
 
 MODULES = ("dvae", "slot_attn", "decoder")

@@ -9,9 +9,9 @@ import torch
 from fastslots.comparison.memory import SceneMemory
 from fastslots.evaluation import evaluate
 from fastslots.metrics import adjusted_rand_index, mean_best_overlap
+from fastslots.models.modes import eval_mode
+from fastslots.models.slate import SLATE
 from fastslots.pictures import segmentation
-from fastslots.slate import SLATE
-from fastslots.slate.modes import eval_mode
 from fastslots.training.validation import draw_panels, validate, validation_keys
 
 AT_A_TIME = 160

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastslots._extras import require
-from fastslots.benchmark.plot import COLOURS
+from fastslots.benchmark.attention.reports.plot import COLOURS
 from fastslots.comparison.record import POINT, ArmRecord, Comparison
 from fastslots.files import write_whole
 

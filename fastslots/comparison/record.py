@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from fastslots.benchmark.environment import Environment
 from fastslots.comparison.arm import COLUMNS
+from fastslots.environment import Environment
 from fastslots.files import write_text
 
 SCHEMA = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastslots.benchmark.report import markdown_table, terminal_table
+from fastslots.benchmark.attention.reports.tables import markdown_table, terminal_table
 from fastslots.comparison.record import POINT, ArmRecord, Comparison
 
 if TYPE_CHECKING:

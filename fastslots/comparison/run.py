@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from fastslots.benchmark.environment import describe_environment
 from fastslots.comparison.arm import Arm, Plan
 from fastslots.comparison.measure import draw, evaluation, look
 from fastslots.comparison.memory import SceneMemory
@@ -19,6 +18,7 @@ from fastslots.comparison.record import FILE, ArmRecord, Comparison
 from fastslots.comparison.settings import Settings
 from fastslots.comparison.warm_up import CAPTURED, capture, step_ms, warm_up
 from fastslots.data.scenes import Scenes
+from fastslots.environment import describe_environment
 from fastslots_kernels.checks import check_count, check_number
 
 WARM_UP_STEPS = 5  # before the training, which forgets them

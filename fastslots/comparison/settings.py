@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from fastslots.models.slate import SLATEConfig
 from fastslots.settings import check_fields
-from fastslots.slate import SLATEConfig
 
 NUM_HEADS = 4
 WARMUP = 0.05  # of all steps

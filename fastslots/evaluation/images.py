@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fastslots.data.image_sets import ImageSet, check_image, fetch_images
-from fastslots.slate import SLATE
+from fastslots.data.images import ImageSet, check_image, fetch_images
+from fastslots.models.slate import SLATE
 
 
 class MaskedBatch(Protocol):

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastslots.data.image_sets import ImageSet, check_not_empty
+from fastslots.data.images import ImageSet, check_not_empty
 from fastslots.evaluation.images import MaskedImageSet, load
 from fastslots.evaluation.result import Evaluation
 from fastslots.metrics import adjusted_rand_index, mean_best_overlap, slots_used, squared_error
+from fastslots.models.modes import eval_mode
+from fastslots.models.slate import SLATE
+from fastslots.models.slate.checks import NoTokensError
+from fastslots.models.slate.cross_entropy import token_cross_entropy
 from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels, segmentation
-from fastslots.slate import SLATE
-from fastslots.slate.checks import NoTokensError
-from fastslots.slate.cross_entropy import token_cross_entropy
-from fastslots.slate.modes import eval_mode
 from fastslots_kernels.checks import check_count
 
 _BROKEN = "the model gives {} for image {}: its weights are damaged, or its training diverged"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastslots.data.image_sets import ImageSet, check_image, check_not_empty, fetch_images
-from fastslots.slate import SLATEConfig
+from fastslots.data.images import ImageSet, check_image, check_not_empty, fetch_images
+from fastslots.models.slate import SLATEConfig
 
 
 class CheckedImages:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastslots._extras import require
 from fastslots.files import check_run_folder, remove_partial, sync
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training.recipe import Plateau
 
 _STEPS = "step-" + 9 * "[0-9]"

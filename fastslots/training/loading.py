@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fastslots.data.image_sets import ImageSet, fetch_images
+from fastslots.data.images import ImageSet, fetch_images
 from fastslots.training.batches import StepBatches
 
 MAX_WORKERS = 8

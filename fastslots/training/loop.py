@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fastslots.data.image_sets import ImageSet
+from fastslots.data.images import ImageSet
 from fastslots.data.split_record import write_record
 from fastslots.data.splits import SplitFiles
 from fastslots.files import lock_run, write_text
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training.batches import StepBatches
 from fastslots.training.checked_images import CheckedImages
 from fastslots.training.checkpoints import find_checkpoint, last_step

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastslots._extras import require
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training.checkpoints import (
     ADAM_STATE,
     RunState,

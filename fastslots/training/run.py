@@ -10,11 +10,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fastslots.data.image_sets import ImageSet
+from fastslots.data.images import ImageSet
 from fastslots.files import check_run_folder
-from fastslots.slate import SLATE
-from fastslots.slate.checks import NoTokensError
-from fastslots.slate.modes import eval_mode
+from fastslots.models.modes import eval_mode
+from fastslots.models.slate import SLATE
+from fastslots.models.slate.checks import NoTokensError
 from fastslots.training.batches import BatchParts
 from fastslots.training.checkpoints import (
     last_step,

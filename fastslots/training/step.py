@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from fastslots.models.slate import SLATE
 from fastslots.noise import sample_keys
-from fastslots.slate import SLATE
 from fastslots.training.batches import BatchParts
 from fastslots.training.recipe import Recipe
 

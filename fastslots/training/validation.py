@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fastslots.metrics import slots_used
+from fastslots.models.modes import eval_mode
+from fastslots.models.slate import SLATE
 from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels
-from fastslots.slate import SLATE
-from fastslots.slate.modes import eval_mode
 
 _SUMS = 5  # of the two losses, the two of `slot_sums`, and the images
 

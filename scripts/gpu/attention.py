@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from fastslots.benchmark.memory import memory_use
+from fastslots.benchmark.measure.memory import memory_use
+from fastslots.models.slate.causal_attention import causal_attention
 from fastslots.noise import Noise, sample_keys
-from fastslots.slate.causal_attention import causal_attention
 from fastslots_kernels.causal import launches
 from fastslots_kernels.causal.launches import Call, Tile, Tiles
 from fastslots_kernels.fused.launch import Launch, record_launches

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from fastslots.benchmark import Call, Problem, Provider
-from fastslots.benchmark.calls import MOST_ITERATIONS_CHECKED
-from fastslots.benchmark.precision import matmul_precision
+from fastslots.benchmark.attention.calls import MOST_ITERATIONS_CHECKED
+from fastslots.benchmark.measure.precision import matmul_precision
 from gpu.baselines import COMPILED, units
 from gpu.job import Job, Skip
 from gpu.shapes import case_of

@@ -14,12 +14,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from machine_code import CHIPS
 from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 
-from fastslots.slate import chunks
+from fastslots.models.slate import chunks
+from fastslots.tools.machine_code import CHIPS
 from fastslots_kernels.causal import ops as causal_ops
 from fastslots_kernels.fused import forward, limits, ops
 from fastslots_kernels.fused.launch import Launch, record_launches

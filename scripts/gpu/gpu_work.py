@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import gradcheck_arguments
-import gradient_table
 import pytest
 import torch
 
 from fastslots.benchmark import Call, Problem, Provider
-from fastslots.benchmark.cases import GRADIENTS
-from fastslots.benchmark.precision import matmul_precision
-from fastslots.benchmark.providers import MODES
-from fastslots.benchmark.slate_cases import StepCase, StepProvider, step_cases
-from fastslots.benchmark.slate_step import Step
+from fastslots.benchmark.attention.cases import GRADIENTS
+from fastslots.benchmark.attention.providers import MODES
+from fastslots.benchmark.measure.precision import matmul_precision
+from fastslots.benchmark.step.cases import StepCase, StepProvider, step_cases
+from fastslots.benchmark.step.step import Step
 from fastslots.comparison import measure
 from fastslots.comparison.settings import Settings
-from fastslots.slate import SLATE, SLATEConfig
+from fastslots.models.slate import SLATE, SLATEConfig
+from fastslots.tools import gradcheck, gradcheck_arguments
 from fastslots.training.validation import slot_sums, validation_keys
 from fastslots_kernels.fused.launch import Launch, record_launches
 from gpu import attention, memcheck, shapes, slate, smoke, tune, unit_tests
@@ -81,7 +80,7 @@ def checks() -> Iterator[Work]:
 
     def smallest() -> None:
         arguments = gradcheck_arguments.parse(memcheck.SMALLEST.split())
-        problem = gradient_table.make_problem(arguments, CPU)
+        problem = gradcheck.make_problem(arguments, CPU)
         problem.to(torch.float32).results("triton")
 
     yield "memcheck", smallest

@@ -13,8 +13,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fastslots.benchmark import Call, Problem, Provider
-from fastslots.benchmark.precision import matmul_precision
-from fastslots.benchmark.timing import L2_FLUSH_BYTES
+from fastslots.benchmark.measure.precision import matmul_precision
+from fastslots.benchmark.measure.timing import L2_FLUSH_BYTES
 from gpu.job import Job
 from gpu.shapes import DRY_RUN, ITERATIONS, case_of
 

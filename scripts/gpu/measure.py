@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastslots.benchmark import Case, Provider, run_benchmark
-from fastslots.benchmark.providers import sort_out
+from fastslots.benchmark.attention.providers import sort_out
 from gpu.job import Job
 
 

@@ -29,8 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(path) for path in (HERE.parent, ROOT, ROOT / "kernels")]
 
-from ahead_of_time import Configuration, build, configuration_of  # noqa: E402 - needs the paths
-
+from fastslots.tools.ahead_of_time import Configuration, build, configuration_of  # noqa: E402 - needs the paths
 from gpu.cache import LAUNCHERS, environment, unpack  # noqa: E402
 from gpu.fake_gpu import CHIP  # noqa: E402
 from gpu.gpu_work import Recorded, all_work  # noqa: E402

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastslots.benchmark import Results, Skipped, StepResults, StepRow
 from fastslots.benchmark import Row as Measured
-from fastslots.benchmark.environment import Environment
+from fastslots.environment import Environment
 from gpu.job import Row, read_rows
 from gpu.runner import SCRIPTS, SOURCES
 

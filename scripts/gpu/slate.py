@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from fastslots.benchmark import StepProvider, choose_step_providers, run_step_benchmark, step_cases
-from fastslots.slate.config import SLATEConfig
+from fastslots.models.slate.config import SLATEConfig
 from gpu.job import Job, Skip
 
 BATCH_SIZE, VOCAB_SIZE = 50, 4096

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from gradcheck_arguments import parse
-from gradient_table import Problem, make_problem
 from torch import Tensor
 
-from fastslots.benchmark.cases import preset
-from fastslots.benchmark.precision import autocast, matmul_precision, products_dtype
+from fastslots.benchmark.attention.cases import preset
+from fastslots.benchmark.measure.precision import autocast, matmul_precision, products_dtype
+from fastslots.tools.gradcheck import Problem, make_problem
+from fastslots.tools.gradcheck_arguments import parse
 from fastslots_kernels.accuracy import Comparison, compare, largest
 from gpu.job import Job
 from gpu.shapes import ITERATIONS, TINY

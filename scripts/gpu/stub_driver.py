@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from machine_code import CHIPS
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from fastslots.tools.machine_code import CHIPS
 from fastslots_kernels.fused.launch import Launch
 
 

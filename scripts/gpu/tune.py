@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from kernel_workloads import PRECISIONS, WORKLOADS, Workload, record
 
+from fastslots.tools.workloads import PRECISIONS, WORKLOADS, Workload, record
 from fastslots_kernels.fused import forward, plans, update
 from fastslots_kernels.fused.launch import Launch
 from fastslots_kernels.fused.plans import Plan, UpdatePlan

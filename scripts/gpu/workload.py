@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from fastslots.benchmark import Call, Problem, Provider
-from fastslots.benchmark.precision import matmul_precision
+from fastslots.benchmark.measure.precision import matmul_precision
 from gpu.shapes import case_of
 
 

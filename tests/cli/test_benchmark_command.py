@@ -4,7 +4,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastslots.benchmark import IncorrectResultError, prepare
+from fastslots.benchmark import IncorrectResultError
+from fastslots.benchmark.attention import prepare
 from fastslots.cli import benchmark as command
 from fastslots.cli.benchmark import app
 

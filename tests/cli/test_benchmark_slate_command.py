@@ -3,7 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from fastslots.benchmark import slate_runner
+from fastslots.benchmark.step import runner
 from fastslots.cli import benchmark_slate as command
 from fastslots.cli.benchmark import app
 
@@ -80,8 +80,8 @@ def test_what_was_measured_is_on_the_disk_before_the_next_size(tmp_path, monkeyp
             raise KeyboardInterrupt
         return prepare(case, *_)
 
-    prepare = slate_runner._prepare_all
-    monkeypatch.setattr(slate_runner, "_prepare_all", fail)
+    prepare = runner._prepare_all
+    monkeypatch.setattr(runner, "_prepare_all", fail)
     result = run(
         *TINY, "--image-size", "12", "--repeats", "3", "--time-limit", "0", "--output", tmp_path
     )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastslots.cli.flags import argument_help
 from fastslots.data.source import DataSource
-from fastslots.slate import SLATE, SLATEConfig
+from fastslots.models.slate import SLATE, SLATEConfig
 from tests.cli.conftest import Command
 from tests.cli.test_evaluate_command import SCENES, write_run
 from tests.training.runs import signal_at

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastslots.benchmark.environment import Environment
 from fastslots.data.source import DataSource
+from fastslots.environment import Environment
 from fastslots.evaluation import evaluate
-from fastslots.slate import SLATE, SLATEConfig
+from fastslots.models.slate import SLATE, SLATEConfig
 from fastslots.training import Recipe
 from tests.cli.conftest import Command
 from tests.training.tiny import TINY, tiny_model

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastslots.models.slate.causal_attention import causal_attention
 from fastslots.noise import Noise, sample_keys
-from fastslots.slate.causal_attention import causal_attention
 from fastslots_kernels import causal
 from fastslots_kernels.causal import launches, ops
 from fastslots_kernels.fused.limits import INTERPRETED

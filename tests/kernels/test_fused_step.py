@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fastslots import SlotAttention
-from fastslots.benchmark.memory import memory_use
+from fastslots.benchmark.measure.memory import memory_use
 from fastslots_kernels import SlotAttentionWeights, resolve_backend, slot_attention
 from fastslots_kernels.fused import FusedStep, forward, limits, ops
 from fastslots_kernels.fused.plans import stores_normed

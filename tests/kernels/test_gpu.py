@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastslots import SlotAttention
-from fastslots.benchmark.memory import memory_use
+from fastslots.benchmark.measure.memory import memory_use
 from fastslots_kernels import SlotAttentionWeights, resolve_backend, slot_attention
 from tests.kernels.cases import (
     CASES,

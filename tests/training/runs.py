@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training import Recipe, train
 from tests.training.tiny import Images, tiny_model
 

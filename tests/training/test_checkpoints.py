@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training import find_checkpoint, train
 from fastslots.training.checkpoints import (
     RunState,

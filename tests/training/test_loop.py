@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training import find_checkpoint, loop, train
 from fastslots.training import run as run_module
 from fastslots.training.recipe import Plateau

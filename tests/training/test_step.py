@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training import find_checkpoint
 from fastslots.training.batches import BatchParts
 from fastslots.training.processes import make_accelerator

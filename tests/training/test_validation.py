@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastslots.slate import SLATE
+from fastslots.models.slate import SLATE
 from fastslots.training.validation import slot_sums, validate, validation_keys
 from tests.training.tiny import Images, tiny_model
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from fastslots.slate import SLATE, SLATEConfig
+from fastslots.models.slate import SLATE, SLATEConfig
 from fastslots.training import Recipe
 
 TINY = {

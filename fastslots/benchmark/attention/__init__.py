@@ -1,0 +1,1 @@
+"""Slot attention by itself: time and memory against the number of iterations."""

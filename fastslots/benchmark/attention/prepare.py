@@ -1,0 +1,197 @@
+"""Makes the calls of a case: compiled, warm, captured as CUDA graphs, and checked; and their memory."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from fastslots.benchmark.attention.calls import (
+    MOST_ITERATIONS_CHECKED,
+    Call,
+    Check,
+    IncorrectResultError,
+    Problem,
+    check_call,
+)
+from fastslots.benchmark.attention.cases import Case, Skipped
+from fastslots.benchmark.attention.package import PACKAGE
+from fastslots.benchmark.attention.providers import Provider
+from fastslots.benchmark.measure.compile_budget import CompileBudget
+from fastslots.benchmark.measure.launches import launches_per_iteration
+from fastslots.benchmark.measure.memory import MemoryUse, memory_use
+
+MOST_GRAPHS = 256  # more than all numbers of iterations of all cases together
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Prepared:
+    """The calls of a case that can run, and what was left out."""
+
+    calls: list[Call] = field(default_factory=list)
+    checks: dict[Call, Check] = field(
+        default_factory=dict
+    )  # of it, or of it after fewer iterations
+    memory: dict[Call, MemoryUse] = field(default_factory=dict)  # of graphs: before their capture
+    launches: dict[Provider, float | None] = field(default_factory=dict)  # kernels per iteration
+    left_out: list[Skipped] = field(default_factory=list)
+
+
+def prepare_case(
+    case: Case,
+    providers: Sequence[Provider],
+    device: torch.device,
+    compile_limit_s: float,
+    progress: Progress,
+) -> Prepared:
+    """Prepares every provider at every number of iterations; leaves out what cannot run or is wrong.
+
+    On CUDA the most iterations are compiled first: they matter most if the limit leaves something out.
+    """
+    problem, prepared, on_cuda = Problem.make(case, device), Prepared(), device.type == "cuda"
+    budget = CompileBudget(compile_limit_s, predicts=not on_cuda)
+
+    with _many_graphs(any(provider.compiled for provider in providers)):
+        for iterations in sorted(set(case.iterations), reverse=on_cuda):
+            for provider in providers:
+                name = f"{case.name}: {provider.label}, {provider.gradient}, T = {iterations}"
+                progress(f"warming up {name}")
+                call = _warm_up(provider, problem, iterations, budget)
+                if isinstance(call, Call):
+                    prepared.calls.append(call)
+                else:
+                    prepared.left_out.append(left_out_of(case, provider, call, iterations))
+        prepared.calls.sort(key=lambda call: call.iterations)
+        progress(f"memory of {case.name}")
+        _measure_memory(case, prepared, device)
+        progress(f"counting the kernels of {case.name}")
+        prepared.launches = launches_per_iteration(prepared.calls, device)
+        _capture_and_check(case, prepared, device, progress)
+    prepared.left_out.sort(key=lambda entry: entry.iterations or 0)
+    return prepared
+
+
+def left_out_of(
+    case: Case, provider: Provider, reason: str, iterations: int | None = None
+) -> Skipped:
+    """A provider that is left out of a case, at one or all numbers of iterations."""
+    return Skipped(provider.label, reason, case.name, provider.gradient, iterations)
+
+
+def _measure_memory(case: Case, prepared: Prepared, device: torch.device) -> None:
+    for call in list(prepared.calls):
+        try:
+            prepared.memory[call] = memory_use(call.forward, call.backward, device)
+        except torch.OutOfMemoryError as error:
+            prepared.calls.remove(call)
+            reason = out_of_memory(error)
+            prepared.left_out.append(left_out_of(case, call.provider, reason, call.iterations))
+
+
+def _capture_and_check(
+    case: Case, prepared: Prepared, device: torch.device, progress: Progress
+) -> None:
+    """Leaves out what cannot be captured, and at all numbers of iterations what is wrong at one."""
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    checked: dict[tuple[Provider, int], Check] = {}
+    refused: set[Provider] = set()
+    for call in list(prepared.calls):
+        provider = call.provider
+        if provider in refused:
+            continue
+        progress(f"checking {case.name}: {provider.label}, T = {call.iterations}")
+        if provider.graphed:
+            reason = _capture(call, pool)
+            if reason is not None:
+                prepared.calls.remove(call)
+                prepared.left_out.append(left_out_of(case, provider, reason, call.iterations))
+                continue
+        try:
+            prepared.checks[call] = _check(call, checked)
+        except IncorrectResultError as error:
+            refused.add(provider)
+            prepared.left_out.append(replace(left_out_of(case, provider, str(error)), wrong=True))
+        except torch.OutOfMemoryError as error:
+            refused.add(provider)
+            prepared.left_out.append(left_out_of(case, provider, out_of_memory(error)))
+        if call.graphs is not None:
+            call.graphs.forget()
+    prepared.calls = [call for call in prepared.calls if call.provider not in refused]
+
+
+@contextmanager
+def _many_graphs(compiled: bool) -> Iterator[None]:
+    """One compiled graph for each number of iterations: more than the default allows."""
+    if not compiled:
+        yield
+        return
+    torch.compiler.reset()  # the graphs of the last case, and what they keep of its memory
+    with (
+        torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # off on purpose
+        yield
+
+
+def _warm_up(
+    provider: Provider, problem: Problem, iterations: int, budget: CompileBudget
+) -> Call | str:
+    """Runs a call once, which compiles it; returns why it cannot run instead."""
+    steps = provider.steps(iterations)
+    if provider.compiled and not budget.allows(steps):
+        return budget.reason
+    try:
+        start = time.perf_counter()
+        call = Call(provider, problem, iterations)
+        call.run()
+        if provider.compiled:
+            budget.spend(time.perf_counter() - start, steps)
+    except torch.OutOfMemoryError as error:
+        return out_of_memory(error)
+    except ValueError as error:
+        if provider.backend != PACKAGE:
+            raise
+        return str(error)
+    except RuntimeError as error:
+        if not provider.compiled:
+            raise
+        return f"torch.compile failed: {first_line(error)}"
+    return call
+
+
+def _capture(call: Call, pool: object) -> str | None:
+    """Captures a call's CUDA graphs; returns why that cannot be done, or None."""
+    try:
+        call.capture(pool)
+    except torch.OutOfMemoryError as error:
+        return out_of_memory(error)
+    except RuntimeError as error:
+        return f"no CUDA graph could be captured: {first_line(error)}"
+    return None
+
+
+def _check(call: Call, checked: dict[tuple[Provider, int], Check]) -> Check:
+    """Checks a provider once at each number of iterations that rounding allows to be checked."""
+    iterations = min(call.iterations, MOST_ITERATIONS_CHECKED)
+    key = call.provider, iterations
+    if key not in checked:
+        same = iterations == call.iterations
+        checked[key] = check_call(call if same else Call(call.provider, call.problem, iterations))
+    return checked[key]
+
+
+def out_of_memory(error: Exception) -> str:
+    """Why something did not fit."""
+    return f"out of memory: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the trace that compilers append."""
+    return str(error).strip().partition("\n")[0]

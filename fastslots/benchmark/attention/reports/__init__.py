@@ -1,0 +1,1 @@
+"""What the measurements of slot attention say: tables and plots."""

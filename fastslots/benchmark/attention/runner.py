@@ -1,0 +1,137 @@
+"""Checks, measures and times every provider on every case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+
+from fastslots.benchmark.attention.calls import Call
+from fastslots.benchmark.attention.cases import Case, Skipped
+from fastslots.benchmark.attention.prepare import Prepared, Progress, left_out_of, prepare_case
+from fastslots.benchmark.attention.providers import Provider
+from fastslots.benchmark.attention.results import Measured, Results, Row
+from fastslots.benchmark.measure.bandwidth import copy_gb_s, least_bytes
+from fastslots.benchmark.measure.energy import Counter, energy_counter, joules_per_run
+from fastslots.benchmark.measure.precision import matmul_precision
+from fastslots.benchmark.measure.timing import Times, time_in_turns
+from fastslots.environment import describe_environment
+from fastslots_kernels.checks import check_count, check_number
+
+
+def run_benchmark(
+    cases: Sequence[Case],
+    providers: Sequence[Provider],
+    device: torch.device,
+    *,
+    skipped: Sequence[Skipped] = (),
+    repeats: int = 20,
+    time_limit_s: float = 20.0,
+    compile_limit_s: float = math.inf,
+    energy_s: float = 0.0,
+    progress: Progress = lambda _: None,
+) -> Results:
+    """Measures cases, each provider at each number of iterations, all in turns.
+
+    Results are compared with the float64 reference before anything is timed; what is wrong, cannot be
+    compiled or captured, or does not fit the GPU's memory, is left out and its reason recorded.
+
+    Args:
+        cases: What to measure.
+        providers: How to compute; see `choose_providers`.
+        device: Where.
+        skipped: What was left out before, to be recorded.
+        repeats: Rounds of timing, at least 3.
+        time_limit_s: After 3 rounds of a case, start no new one after this many seconds.
+        compile_limit_s: Per case, compile nothing that would take compilation beyond this many seconds,
+            judging by what came before: few iterations come first. On CUDA many come first, and none
+            is started after this many seconds. The first one, which also loads the compiler, does not count.
+        energy_s: On CUDA, run every call for this many seconds, at least 2, to measure its energy.
+        progress: Called with what is done next.
+
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If repeats is less than 3 or a limit is negative.
+    """
+    check_limits(
+        repeats, time_limit_s=time_limit_s, compile_limit_s=compile_limit_s, energy_s=energy_s
+    )
+    rows, left_out = [], list(skipped)
+    copies = copy_gb_s(device)
+    counter = energy_counter(device) if energy_s > 0 else None
+    for case in cases:
+        with matmul_precision(case.precision):
+            prepared = prepare_case(case, providers, device, compile_limit_s, progress)
+            left_out += prepared.left_out
+            progress(f"timing {case.name}")
+            times = dict(
+                zip(
+                    prepared.calls,
+                    time_in_turns(prepared.calls, repeats, time_limit_s),
+                    strict=True,
+                )
+            )
+            left_out += [
+                left_out_of(case, call.provider, "out of memory when timed", call.iterations)
+                for call, series in times.items()
+                if not series
+            ]
+            times = {call: series for call, series in times.items() if series}
+            progress(f"energy of {case.name}")
+            joules = [_joules(call, series, counter, energy_s) for call, series in times.items()]
+            rows += _rows(case, prepared, times, joules, copies)
+    return Results(describe_environment(device), rows, left_out)
+
+
+def _joules(
+    call: Call, times: Sequence[Times], counter: Counter | None, window_s: float
+) -> float | None:
+    if counter is None:
+        return None
+    both_ms = min(one.both_ms for one in times)
+    synchronize: Callable[[], None] = partial(torch.cuda.synchronize, call.device)
+    return joules_per_run(call.run, both_ms, counter, synchronize, window_s)
+
+
+def _rows(
+    case: Case,
+    prepared: Prepared,
+    times: Mapping[Call, Sequence[Times]],
+    joules: Sequence[float | None],
+    copies: float | None,
+) -> list[Row]:
+    usual = {
+        (call.provider.gradient, call.iterations): series
+        for call, series in times.items()
+        if call.provider == Provider("reference", call.provider.gradient)
+    }
+    return [
+        Row.of(
+            case,
+            call,
+            Measured(
+                times=series,
+                reference=usual.get((call.provider.gradient, call.iterations)),
+                memory=prepared.memory[call],
+                check=prepared.checks[call],
+                launches_per_iteration=prepared.launches[call.provider],
+                least_bytes=least_bytes(case, call.provider, call.iterations),
+                copy_gb_s=copies,
+                joules=energy,
+            ),
+        )
+        for (call, series), energy in zip(times.items(), joules, strict=True)
+    ]
+
+
+def check_limits(repeats: int, **limits: float) -> None:
+    """Checks what bounds a measurement.
+
+    Raises:
+        ValueError: If repeats is less than 3 or a limit is negative.
+    """
+    check_count("repeats", repeats, 3)
+    for name, limit in limits.items():
+        check_number(name, limit, least=0, finite=False)

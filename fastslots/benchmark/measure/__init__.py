@@ -1,0 +1,1 @@
+"""How anything here is measured: time, memory, energy, launches."""

@@ -1,0 +1,334 @@
+"""SLATE: a dVAE's tokens, slot attention over them, and a transformer that reads the slots."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastslots.initialization import linear
+from fastslots.models import pretrained, state_dicts
+from fastslots.models.precision import wide_dtype
+from fastslots.models.slate import official
+from fastslots.models.slate.checks import (
+    check_ids,
+    check_image,
+    check_keys,
+    check_not_empty,
+    check_slots,
+)
+from fastslots.models.slate.config import SLATEConfig
+from fastslots.models.slate.cross_entropy import token_cross_entropy
+from fastslots.models.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
+from fastslots.models.slate.dvae import DVAE
+from fastslots.models.slate.generation import generate_tokens
+from fastslots.models.slate.slot_encoder import SlotEncoder
+from fastslots.models.slate.token_sampling import likeliest_tokens, sample_tokens
+from fastslots.noise import Noise, fresh_keys
+from fastslots_kernels.checks import check_number
+
+LEAST_TAU = 1e-30
+"""Logits divided by less overflow float32."""
+
+
+class SLATEOutput(NamedTuple):
+    """What a training step computes.
+
+    Attributes:
+        cross_entropy: Nats, summed over an image's tokens, mean over the batch; scalar.
+        mse: Squared error of the dVAE, summed over an image's values, mean over the batch; scalar.
+        recon: The dVAE's reconstruction, clamped to [0, 1], ``[B, C, S, S]``.
+        attn: Attention of every token over the slots, ``[B, N, K]``.
+        ids: The tokens that slots and transformer saw, ``[B, N]`` int64.
+        slots: The final slots, ``[B, K, slot_size]``.
+    """
+
+    cross_entropy: Tensor
+    mse: Tensor
+    recon: Tensor
+    attn: Tensor
+    ids: Tensor
+    slots: Tensor
+
+
+class SLATE(nn.Module):
+    """Learns slots by predicting an image's tokens from them, one after the other.
+
+    In training mode the tokens are drawn with Gumbel noise and dropout is on. Eval mode has
+    neither: tokens are greedy and the relaxed tokens are the tempered softmax itself, so all that is
+    random is the draw of the initial slots.
+
+    All noise follows from one key per image (see `fastslots.noise`), so that an image's does not depend
+    on the batch, the process or the device. Without keys, methods draw fresh ones from torch's global
+    generator.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        TypeError: If ``config`` is no ``SLATEConfig``.
+
+    Source:
+        Singh et al. 2022, "Illiterate DALL-E Learns to Compose" (SLATE).
+    """
+
+    def __init__(self, config: SLATEConfig) -> None:
+        super().__init__()
+        if not isinstance(config, SLATEConfig):
+            raise TypeError(f"config must be a SLATEConfig; got {type(config).__name__}")
+        self.config = config
+        d_model = config.d_model
+        self.dvae = DVAE(config.vocab_size, config.image_channels)
+        self.positional_encoder = PositionalEncoding(1 + config.num_tokens, d_model, config.dropout)
+        self.slot_attn = SlotEncoder(config)
+        self.dictionary = TokenDictionary(config.vocab_size, d_model)
+        self.slot_proj = linear(config.slot_size, d_model, bias=False)
+        self.tf_dec = TransformerDecoder(
+            config.num_decoder_blocks,
+            d_model,
+            config.num_decoder_heads,
+            config.dropout,
+            config.backend,
+        )
+        self.out = linear(d_model, config.vocab_size, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.positional_encoder.pe.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.positional_encoder.pe.dtype
+
+    def forward(
+        self,
+        image: Tensor,
+        tau: float | Tensor = 1.0,
+        hard: bool = False,
+        keys: Tensor | None = None,
+    ) -> SLATEOutput:
+        """Computes both losses of a batch; their sum is what SLATE minimises.
+
+        No gradient couples the dVAE with the rest: slots and transformer see tokens of their own.
+
+        Args:
+            image: Images in [0, 1], ``[B, C, S, S]``, in the parameters' dtype.
+            tau: Temperature of the dVAE's relaxed tokens, at least 1e-30. A scalar tensor, which is not
+                checked, lets ``torch.compile`` take any value without compiling again.
+            hard: Decodes one-hot tokens, with the gradient of the relaxed ones.
+            keys: Of the noise, ``[B, 2]`` int32. Default: fresh ones.
+
+        Returns:
+            The losses, and what was computed on the way.
+
+        Raises:
+            ValueError: If ``image`` has another shape or device or is empty, or ``tau`` is below its least.
+            TypeError: If ``image`` has another dtype, or ``tau`` is no number.
+        """
+        check_image(image, self.config, self.dtype, self.device)
+        check_not_empty("image", image)
+        if not isinstance(tau, Tensor):
+            tau = check_number("tau", tau, least=LEAST_TAU)
+        noise = self._noise(keys, image.shape[0])
+        tokens = sample_tokens(
+            self.dvae.features(image),
+            self.dvae.token_weights(),
+            tau,
+            hard,
+            noise if self.training else None,
+            self.config.backend,
+        )
+        recon = self.dvae.decode(tokens.decoded)
+        wide = wide_dtype(image)
+        mse = (image.to(wide) - recon.to(wide)).square().sum() / image.shape[0]
+
+        embeddings = self._embed(tokens.ids, noise)
+        slots, attn = self.slot_attn(embeddings[:, 1:], None, noise)
+        cross_entropy = self._cross_entropy(embeddings[:, :-1], tokens.ids, slots, noise)
+        return SLATEOutput(cross_entropy, mse, recon.clamp(0, 1), attn, tokens.ids, slots)
+
+    @torch.no_grad()
+    def tokenize(self, image: Tensor) -> Tensor:
+        """The dVAE's greedy tokens ``[B, N]`` int64 of ``image``, ``[B, C, S, S]`` in [0, 1].
+
+        Raises:
+            ValueError: If ``image`` has another shape or device.
+            TypeError: If ``image`` has another dtype.
+        """
+        check_image(image, self.config, self.dtype, self.device)
+        return likeliest_tokens(self.dvae.features(image), self.dvae.token_weights())
+
+    def encode(
+        self, ids: Tensor, slots: Tensor | None = None, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Binds tokens to slots.
+
+        Args:
+            ids: Tokens in [0, V), ``[B, N]`` int64.
+            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a draw.
+            keys: Of the noise, ``[B, 2]`` int32. Default: fresh ones.
+
+        Returns:
+            The final slots, ``[B, K, slot_size]``, and the attention of every token over the slots,
+            ``[B, N, K]``.
+
+        Raises:
+            ValueError: If a shape or device is wrong or a token is out of range.
+            TypeError: If a dtype is wrong.
+        """
+        check_ids(ids, self.config, self.device)
+        if slots is not None:
+            check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
+        noise = self._noise(keys, ids.shape[0])
+        final_slots, attn = self.slot_attn(self._embed(ids, noise)[:, 1:], slots, noise)
+        return final_slots, attn
+
+    def token_cross_entropy(self, ids: Tensor, slots: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Teacher-forced cross-entropy of tokens given slots.
+
+        Args:
+            ids: Tokens in [0, V), ``[B, N]`` int64.
+            slots: Final slots, ``[B, K, slot_size]``.
+            keys: Of the noise, ``[B, 2]`` int32. Default: fresh ones.
+
+        Returns:
+            Nats, summed over an image's tokens, mean over the batch; scalar.
+
+        Raises:
+            ValueError: If a shape or device is wrong, the batch empty, or a token out of range.
+            TypeError: If a dtype is wrong.
+        """
+        check_ids(ids, self.config, self.device)
+        check_not_empty("ids", ids)
+        check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
+        noise = self._noise(keys, ids.shape[0]) if self.training else None
+        return self._cross_entropy(self._embed(ids, noise)[:, :-1], ids, slots, noise)
+
+    @torch.no_grad()
+    def generate(self, slots: Tensor) -> Tensor:
+        """Generates tokens from slots, each the likeliest given those before it.
+
+        Dropout is off in either mode.
+
+        Args:
+            slots: Final slots, ``[B, K, slot_size]``.
+
+        Returns:
+            Tokens in [0, V), ``[B, N]`` int64.
+
+        Raises:
+            ValueError: If ``slots`` has another shape or device.
+            TypeError: If ``slots`` has another dtype.
+        """
+        check_slots(slots, self.config, self.dtype, self.device)
+        return generate_tokens(
+            self.tf_dec,
+            self.slot_proj(slots),
+            self.dictionary,
+            self.positional_encoder,
+            self.out,
+            self.config.num_tokens,
+        )
+
+    @torch.no_grad()
+    def reconstruct(
+        self, image: Tensor, slots: Tensor | None = None, keys: Tensor | None = None
+    ) -> Tensor:
+        """Passes images through the slots: tokenise, encode, generate, decode.
+
+        Dropout is off in either mode.
+
+        Args:
+            image: Images in [0, 1], ``[B, C, S, S]``.
+            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a draw.
+            keys: Of that draw, ``[B, 2]`` int32. Default: fresh ones.
+
+        Returns:
+            Images, ``[B, C, S, S]``, clamped to [0, 1].
+
+        Raises:
+            ValueError: If a shape or device is wrong.
+            TypeError: If a dtype is wrong.
+        """
+        ids = self.tokenize(image)
+        if slots is not None:
+            check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
+        embeddings = self.positional_encoder(self.dictionary(ids))
+        noise = self._noise(keys, ids.shape[0])
+        final_slots, _ = self.slot_attn(embeddings[:, 1:], slots, noise)
+        return self.dvae.decode_ids(self.generate(final_slots)).clamp(0, 1)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``config.json`` and ``model.safetensors``; see ``pretrained.save``.
+
+        Parameters that share memory are written, and come back, each on its own.
+        """
+        pretrained.save(folder, self.config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+        """Reads what ``save_pretrained`` wrote, in eval mode, on PyTorch's default device: usually the CPU.
+
+        The model has the saved dtype. Were there several, it has the one that holds all values exactly, with
+        a warning. Names may have prefixes of ``torch.compile``, DDP or a model around it.
+
+        Raises:
+            FileNotFoundError: If the folder or one of its two files is missing.
+            NotADirectoryError: If it is a file.
+            ValueError: If a file is corrupt, a setting unknown, a tensor missing, misshaped or of a dtype
+                that no model runs in, or the default device is the meta device.
+        """
+        config, entries = pretrained.load(folder)
+        model = cls(config)
+        source = os.path.join(folder, pretrained.WEIGHTS_FILE)
+        state_dicts.fill(model, entries, source, pretrained.ADVICE)
+        return model.eval()
+
+    @classmethod
+    def from_official(cls, state_dict: Mapping[str, Any], **config: Any) -> Self:
+        """Builds a model from the state dict, or the checkpoint, of the public SLATE code.
+
+        Args:
+            state_dict: The public model's state dict, or a dict that holds it as ``"model"``,
+                ``"state_dict"`` or ``"model_state_dict"``. Names may have prefixes as in `from_pretrained`.
+            **config: Settings of ``SLATEConfig``. Widths, depth, vocabulary and image size come
+                from the shapes; ``num_slots``, ``num_iterations``, ``num_decoder_heads``,
+                ``num_slot_heads`` and ``gradient`` cannot, and one left out takes its default with
+                a warning. The public model is ``gradient="unrolled"``.
+
+        Returns:
+            A model equal to the public one, in its dtype (of several as in `from_pretrained`), on PyTorch's
+            default device and in eval mode.
+
+        Raises:
+            ValueError: If a setting contradicts the shapes or is unknown, an entry is missing, unexpected,
+                misshaped, without values or of a dtype that no model runs in, or there are several models.
+            TypeError: If ``state_dict`` maps no names to tensors.
+        """
+        settings, entries = official.read_official(state_dict, config)
+        model = cls(settings)
+        advice = official.HINT + official.ADVICE
+        state_dicts.fill(model, entries, "the state dict", advice, official.NAMES)
+        return model.eval()
+
+    def _noise(self, keys: Tensor | None, batch_size: int) -> Noise:
+        if keys is None:
+            return Noise(fresh_keys(batch_size, self.device))
+        check_keys(keys, batch_size, self.device)
+        return Noise(keys)
+
+    def _embed(self, ids: Tensor, noise: Noise | None) -> Tensor:
+        embeddings: Tensor = self.positional_encoder(
+            self.dictionary(ids), noise if self.training else None
+        )
+        return embeddings
+
+    def _cross_entropy(
+        self, embeddings: Tensor, ids: Tensor, slots: Tensor, noise: Noise | None
+    ) -> Tensor:
+        features = self.tf_dec(embeddings, self.slot_proj(slots), noise if self.training else None)
+        total = token_cross_entropy(features, self.out, ids, self.config.backend)
+        return total / ids.shape[0]

@@ -1,0 +1,1 @@
+"""Programs for those who change the kernels: `scripts/check_kernels`, `scripts/gradcheck`."""
