@@ -16,9 +16,8 @@ from fastslots.benchmark import Case
 from fastslots.comparison import Settings
 from fastslots.data.scenes import Scenes
 from fastslots.data.source import DataSource
-from fastslots.models.slate import SLATE, SLATEConfig
+from fastslots.models.slate import SLATE, SLATEConfig, SLATERecipe
 from fastslots.settings import check_fields
-from fastslots.training import Recipe
 from fastslots_kernels.checks import check_count, check_number
 
 
@@ -79,7 +78,7 @@ def test_numbers_of_numpy_become_pythons() -> None:
     "make",
     [
         lambda n: SLATEConfig(num_slots=n, dropout=np.float32(0.5)),
-        lambda n: Recipe(steps=n, clip=np.float32(0.5)),
+        lambda n: SLATERecipe(steps=n, clip=np.float32(0.5)),
         lambda n: Settings(num_slots=n),
         lambda n: DataSource(num_scenes=n),
     ],

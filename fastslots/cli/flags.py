@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Annotated, Any, Optional, get_type_hints
 
 import typer
@@ -40,7 +40,7 @@ def with_flags(
         owner: dict[str, str] = {}
         for group, cls in groups.items():
             types, help_texts = get_type_hints(cls), argument_help(cls)
-            for field in fields(cls):
+            for field in _in_reading_order(cls):
                 if field.name in without:
                     continue
                 owner[field.name] = group
@@ -81,9 +81,27 @@ def with_flags(
     return decorate
 
 
+def _in_reading_order(cls: type) -> list[Field[Any]]:
+    """The fields of a dataclass; those that it adds to another one stand where that one says."""
+    found = list(fields(cls))
+    added = [field for field in found if field.name in inspect.get_annotations(cls)]
+    if len(added) == len(found):
+        return found
+    rest = [field for field in found if field not in added]
+    place = 1 + [field.name for field in rest].index(cls.added_after)  # type: ignore[attr-defined]
+    return [*rest[:place], *added, *rest[place:]]
+
+
 def argument_help(cls: type) -> dict[str, str]:
-    """The ``Args:`` section of a class's docstring, by argument, without markup."""
-    text = inspect.getdoc(cls) or ""
+    """The ``Args:`` sections of a class's docstring and its bases', by argument, without markup."""
+    found: dict[str, str] = {}
+    for part in reversed(cls.__mro__):
+        found |= _arguments_of(part.__doc__ or "")
+    return found
+
+
+def _arguments_of(docstring: str) -> dict[str, str]:
+    text = inspect.cleandoc(docstring)
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.S | re.M)
     entries = re.findall(
         r"^    (\w+): (.*?)(?=^    \w|\Z)", section[1] if section else "", re.S | re.M

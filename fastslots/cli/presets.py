@@ -1,40 +1,22 @@
-"""The settings that ``fastslots train`` takes for a device."""
+"""What ``fastslots train`` starts from: the settings for a device, and switches that stand for numbers."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import typer
 
+from fastslots.models.slate.recipe import CPU_SETTINGS
 from fastslots_kernels.checks import check_choice
 
-# A GPU gets the paper's settings, the defaults. These are sized for two CPU cores and a few minutes, which
-# decide everything: small images without a mirror, and tokens hot at first, so that more of them are used.
-CPU_SETTINGS: dict[str, dict[str, Any]] = {
-    "model": {
-        "image_size": 32,
-        "vocab_size": 64,
-        "d_model": 64,
-        "num_decoder_blocks": 2,
-        "num_decoder_heads": 4,
-        "dropout": 0.0,
-        "slot_size": 64,
-        "mlp_hidden_size": 64,
-        "num_iterations": 3,
-    },
-    "recipe": {
-        "steps": 2_400,
-        "batch_size": 16,
-        "lr_dvae": 3e-3,
-        "lr_main": 1e-3,
-        "warmup_steps": 200,
-        "tau_start": 2.0,
-        "tau_steps": 1_200,
-        "validate_every": 800,
-        "validation_images": 128,
-        "log_every": 100,
-    },
-    "data": {"num_scenes": 2_000, "max_objects": 4, "mirror": False, "cache": "runs/scene-cache"},
+# What each switch sets, and its value.
+SWITCHES: dict[str, tuple[str, float]] = {
+    "--no-clip": ("clip", math.inf),
+    "--no-warmup": ("warmup_steps", 0),
+    "--no-decay": ("patience", 0),
 }
 
 
@@ -52,3 +34,28 @@ def preset(settings: str, device: torch.device) -> dict[str, dict[str, Any]]:
     if settings == "cpu" or (settings == "auto" and device.type == "cpu"):
         return CPU_SETTINGS
     return {"model": {}, "recipe": {}, "data": {}}
+
+
+def switch(flag: str, text: str) -> Any:
+    """A flag that is one of `SWITCHES`."""
+    return typer.Option(flag, help=text, rich_help_panel="Recipe")
+
+
+def switched(switches: Mapping[str, bool], given: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers that switches stand for.
+
+    Args:
+        switches: Whether each was given.
+        given: The numbers that were given by themselves.
+
+    Raises:
+        ValueError: If a number was given in both ways.
+    """
+    numbers = {}
+    for flag, (name, value) in SWITCHES.items():
+        if switches[flag]:
+            if name in given:
+                own = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{own} and {flag} exclude each other; got {own} {given[name]}")
+            numbers[name] = value
+    return numbers

@@ -13,9 +13,9 @@ from fastslots.cli.paths import any_path, utf8_path
 from fastslots.data.folder import load_image
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
-from fastslots.models.slate import SLATE
+from fastslots.models.slate import SLATE, TrainableSLATE
 from fastslots.training.checkpoints import find_checkpoint
-from fastslots.training.validation import draw_panels
+from fastslots.training.validation import draw
 
 
 def reconstruct(
@@ -50,5 +50,5 @@ def reconstruct(
     where = choose_device(device)
     model = SLATE.from_pretrained(find_checkpoint(checkpoint)).to(where)
     batch = torch.stack([load_image(path, model.config.image_size) for path in images])
-    draw_panels(model, batch.to(where), output, seed)
+    draw(TrainableSLATE(model), batch.to(where), output, seed)
     typer.echo(f"wrote {output}")

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fastslots.data.source import DataSource
-from fastslots.models.slate import SLATEConfig
+from fastslots.models.slate import SLATEConfig, SLATERecipe
 from fastslots.training.checkpoints import is_model, last_step, step_name
 from fastslots.training.loop import resume_command
-from fastslots.training.recipe import Recipe
 
-_GROUPS: dict[str, type] = {"model": SLATEConfig, "recipe": Recipe, "data": DataSource}
+_GROUPS: dict[str, type] = {"model": SLATEConfig, "recipe": SLATERecipe, "data": DataSource}
 
 
 def read_config(run: Path) -> dict[str, dict[str, Any]]:

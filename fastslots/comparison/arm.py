@@ -10,9 +10,8 @@ from torch import Tensor
 
 from fastslots.comparison.memory import SceneMemory
 from fastslots.comparison.settings import Settings
-from fastslots.models.slate import SLATE, SLATEConfig
+from fastslots.models.slate import SLATE, SLATEConfig, TrainableSLATE
 from fastslots.noise import derive_seed, sample_keys
-from fastslots.training.step import Losses
 
 MODULES = ("dvae", "slot_attn", "decoder")
 COLUMNS = ("cross_entropy", "mse", *(f"gradient_norm_{name}" for name in MODULES), "gradient_linf")
@@ -72,7 +71,7 @@ class Arm:
         torch.manual_seed(derive_seed(settings.seed, "weights"))
         self.model = SLATE(config).to(device).train()
         self.initial = self.snapshot()
-        self.losses = Losses(self.model)
+        self.losses = TrainableSLATE(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         dvae = list(self.model.dvae.parameters())
         slots = [p for p in self.model.slot_attn.parameters() if p.requires_grad]
@@ -136,7 +135,7 @@ class Arm:
         self.optimizer.zero_grad(set_to_none=True)
         image = self.images.images(self.indices)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            losses = torch.stack(self.losses(image, self.tau, self.keys))
+            losses = torch.stack(self.losses(image, self.keys, tau=self.tau))
         torch.autograd.backward(losses.sum())
         norms = [_norm(module, 2.0) for module in self.modules]
         largest = _norm(self.parameters, math.inf)

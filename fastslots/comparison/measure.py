@@ -10,9 +10,10 @@ from fastslots.comparison.memory import SceneMemory
 from fastslots.evaluation import evaluate
 from fastslots.metrics import adjusted_rand_index, mean_best_overlap
 from fastslots.models.modes import eval_mode
-from fastslots.models.slate import SLATE
+from fastslots.models.slate import SLATE, TrainableSLATE
 from fastslots.pictures import segmentation
-from fastslots.training.validation import draw_panels, validate, validation_keys
+from fastslots.training.validation import draw as draw_images
+from fastslots.training.validation import validate, validation_keys
 
 AT_A_TIME = 160
 PICTURED = 8
@@ -32,7 +33,8 @@ def look(model: SLATE, heldout: SceneMemory, tau: float, seed: int) -> dict[str,
         heldout.batch(range(first, min(first + AT_A_TIME, len(heldout))))
         for first in range(0, len(heldout), AT_A_TIME)
     ]
-    row = validate(model, [part.images for part in parts], tau, seed)
+    images = [part.images for part in parts]
+    row = validate(TrainableSLATE(model), images, {"tau": tau}, seed)
     scores, first = [], 0
     with eval_mode(model):
         for part in parts:
@@ -55,7 +57,8 @@ def look(model: SLATE, heldout: SceneMemory, tau: float, seed: int) -> dict[str,
 
 def draw(model: SLATE, heldout: SceneMemory, path: Path, seed: int) -> None:
     """Draws the first held-out scenes: image, dVAE, through the slots, segments, every slot."""
-    draw_panels(model, heldout.batch(range(min(PICTURED, len(heldout)))).images, path, seed)
+    images = heldout.batch(range(min(PICTURED, len(heldout)))).images
+    draw_images(TrainableSLATE(model), images, path, seed)
 
 
 def evaluation(model: SLATE, heldout: SceneMemory, seed: int) -> dict[str, list[float | None]]:

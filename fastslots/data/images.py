@@ -1,9 +1,9 @@
-"""Data sets of images, the user's own among them, and checks of what they give."""
+"""Data sets of images, with or without masks of their objects, and checks of what they give."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
-from typing import Protocol
+from collections.abc import Iterable, Sequence, Sized
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,58 @@ class ImageSet(Protocol):
     def __getitem__(self, index: int, /) -> Tensor:
         """One image."""
         ...
+
+
+class MaskedBatch(Protocol):
+    """Images and what is to be found in them."""
+
+    @property
+    def images(self) -> Tensor:
+        """``[B, 3, S, S]`` in [0, 1]."""
+        ...
+
+    @property
+    def masks(self) -> Tensor:
+        """Number of the object at every pixel, 0 for the background, ``[B, S, S]`` uint8."""
+        ...
+
+
+@runtime_checkable
+class MaskedImageSet(Protocol):
+    """A data set that knows the objects of its images, as `fastslots.data.scenes.Scenes` does."""
+
+    def __len__(self) -> int:
+        """How many images."""
+        ...
+
+    def batch(self, indices: Sequence[int], /) -> MaskedBatch:
+        """Some of the images with their masks."""
+        ...
+
+
+def load_batch(
+    images: ImageSet | MaskedImageSet, indices: list[int], shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor | None]:
+    """Some images, ``[B, C, S, S]``, and their masks if they have any.
+
+    Args:
+        images: The data set.
+        indices: Which of them.
+        shape: ``(C, S, S)``, the model's.
+
+    Raises:
+        TypeError: As `check_image`.
+        ValueError: As `check_image`.
+    """
+    loaded: Iterable[Tensor]
+    if isinstance(images, MaskedImageSet):
+        batch = images.batch(indices)
+        loaded, masks = batch.images, batch.masks
+    else:
+        loaded, masks = fetch_images(images, indices), None
+    for index, image in zip(indices, loaded, strict=True):
+        check_image("images", index, image, shape)
+    return loaded if isinstance(loaded, Tensor) else torch.stack(list(loaded)), masks
 
 
 def fetch_images(images: ImageSet, indices: list[int]) -> list[Tensor]:

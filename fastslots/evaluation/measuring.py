@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastslots.data.images import ImageSet, check_not_empty
-from fastslots.evaluation.images import MaskedImageSet, load
+from fastslots.data.images import ImageSet, MaskedImageSet, check_not_empty, load_batch
 from fastslots.evaluation.result import Evaluation
 from fastslots.metrics import adjusted_rand_index, mean_best_overlap, slots_used, squared_error
 from fastslots.models.modes import eval_mode
-from fastslots.models.slate import SLATE
+from fastslots.models.slate import SLATE, SLATELook
 from fastslots.models.slate.checks import NoTokensError
-from fastslots.models.slate.cross_entropy import token_cross_entropy
 from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels, segmentation
 from fastslots_kernels.checks import check_count
@@ -78,9 +75,9 @@ def evaluate(
     with eval_mode(model):
         for first in range(0, count, batch_size):
             numbers = range(first, min(first + batch_size, count))
-            image, true = load(images, numbers, model)
+            image, true = _load(images, numbers, model)
             try:
-                seen = _look(model, image, numbers, seed)
+                seen = model.look(image, _keys(numbers, seed, image))
             except NoTokensError as error:
                 raise ValueError(_BROKEN.format("NaN", first + error.number)) from error
             scores = _scores(model, image, None if masks is False else true, seen)
@@ -113,8 +110,8 @@ def draw_examples(
     examples = evaluation.examples
     numbers = [example.image for example in examples]
     with eval_mode(model):
-        image, true = load(images, numbers, model)
-        seen = _look(model, image, numbers, evaluation.seed)
+        image, true = _load(images, numbers, model)
+        seen = model.look(image, _keys(numbers, evaluation.seed, image))
     save_panels(
         path,
         image.cpu(),
@@ -126,28 +123,22 @@ def draw_examples(
     )
 
 
-class _Seen(NamedTuple):
-    """What a model makes of a batch."""
-
-    ids: Tensor
-    slots: Tensor
-    attn: Tensor
-    recon: Tensor
-    through_slots: Tensor
+def _load(
+    images: ImageSet | MaskedImageSet, numbers: Sequence[int], model: SLATE
+) -> tuple[Tensor, Tensor | None]:
+    """Some images in dtype and on the device of a model, and their masks there if they have any."""
+    image, masks = load_batch(images, list(numbers), model.config.image_shape)
+    return image.to(model.device, model.dtype), None if masks is None else masks.to(model.device)
 
 
-def _look(model: SLATE, image: Tensor, numbers: Sequence[int], seed: int) -> _Seen:
-    keys = sample_keys(numbers, seed, "evaluation").to(image.device)
-    ids = model.tokenize(image)
-    slots, attn = model.encode(ids, keys=keys)
-    through_slots = model.dvae.decode_ids(model.generate(slots)).clamp(0, 1)
-    return _Seen(ids, slots, attn, model.dvae.decode_ids(ids), through_slots)
+def _keys(numbers: Sequence[int], seed: int, image: Tensor) -> Tensor:
+    return sample_keys(numbers, seed, "evaluation").to(image.device)
 
 
-def _scores(model: SLATE, image: Tensor, true: Tensor | None, seen: _Seen) -> dict[str, Tensor]:
+def _scores(model: SLATE, image: Tensor, true: Tensor | None, seen: SLATELook) -> dict[str, Tensor]:
     """Every metric of every image of a batch, ``[B]`` float64."""
     num_values = image[0].numel()
-    cross_entropy = _cross_entropies(model, seen.ids, seen.slots)
+    cross_entropy = model.token_cross_entropy(seen.ids, seen.slots, reduction="none").double()
     dvae_error = squared_error(image, seen.recon)
     slots_error = squared_error(image, seen.through_slots)
     scores = {
@@ -165,16 +156,6 @@ def _scores(model: SLATE, image: Tensor, true: Tensor | None, seen: _Seen) -> di
         scores["ari"] = adjusted_rand_index(true, segments)
         scores["mean_best_overlap"] = mean_best_overlap(true, segments)
     return scores
-
-
-def _cross_entropies(model: SLATE, ids: Tensor, slots: Tensor) -> Tensor:
-    """`SLATE.token_cross_entropy` of each image by itself, ``[B]`` float64."""
-    embeddings = model.positional_encoder(model.dictionary(ids))[:, :-1]
-    features = model.tf_dec(embeddings, model.slot_proj(slots))
-    images = zip(features.unsqueeze(1), ids.unsqueeze(1), strict=True)
-    backend = model.config.backend
-    losses = [token_cross_entropy(part, model.out, tokens, backend) for part, tokens in images]
-    return torch.stack(losses).double()
 
 
 def _checked(name: str, values: Tensor, first: int) -> Tensor:

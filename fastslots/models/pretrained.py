@@ -1,4 +1,4 @@
-"""SLATE models on disk: ``config.json`` and ``model.safetensors``, never pickle."""
+"""Models that are built from settings, on disk: ``config.json`` and ``model.safetensors``, never pickle."""
 
 import json
 import os
@@ -7,24 +7,82 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastslots._extras import require
-from fastslots.models.slate.config import SLATEConfig
-from fastslots.models.state_dicts import plain_entries
+from fastslots.models import state_dicts
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-ADVICE = (
-    f": {CONFIG_FILE} and {WEIGHTS_FILE} must be of one model, as save_pretrained writes them; "
-    "weights of the public SLATE code load with SLATE.from_official"
-)
-"""What to do about tensors that do not fit."""
 
 
-def save(folder: str | os.PathLike[str], config: SLATEConfig, state: Mapping[str, Tensor]) -> None:
+class PretrainedModel(nn.Module):
+    """A model that its settings describe in full but for its weights.
+
+    Args:
+        config: The settings, a `config_class`.
+
+    Attributes:
+        config_class: A frozen dataclass that checks itself.
+        load_advice: What else to try with tensors that do not fit, ends the message.
+
+    Raises:
+        TypeError: If ``config`` is of another class.
+    """
+
+    config_class: ClassVar[type[Any]]
+    load_advice: ClassVar[str] = ""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            wanted = self.config_class.__name__
+            raise TypeError(f"config must be a {wanted}; got {type(config).__name__}")
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(self.parameters()).dtype
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``config.json`` and ``model.safetensors``; see `save`.
+
+        Parameters that share memory are written, and come back, each on its own.
+        """
+        save(folder, self.config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+        """Reads what ``save_pretrained`` wrote, in eval mode, on PyTorch's default device: usually the CPU.
+
+        The model has the saved dtype. Were there several, it has the one that holds all values exactly, with
+        a warning. Names may have prefixes of ``torch.compile``, DDP or a model around it.
+
+        Raises:
+            FileNotFoundError: If the folder or one of its two files is missing.
+            NotADirectoryError: If it is a file.
+            ValueError: If a file is corrupt, a setting unknown, a tensor missing, misshaped or of a dtype
+                that no model runs in, or the default device is the meta device.
+        """
+        config, tensors = load(folder, cls.config_class)
+        model = cls(config)
+        entries = state_dicts.plain_entries(tensors, next(iter(model.state_dict())))
+        source = os.path.join(folder, WEIGHTS_FILE)
+        advice = f": {CONFIG_FILE} and {WEIGHTS_FILE} must be of one model, as save_pretrained writes them"
+        state_dicts.fill(model, entries, source, advice + cls.load_advice)
+        return model.eval()
+
+
+def save(folder: str | os.PathLike[str], config: Any, state: Mapping[str, Tensor]) -> None:
     """Writes ``config.json`` and ``model.safetensors`` into ``folder``, which is made if missing.
 
     Both files are complete and on disk before either takes its name, so an interrupt or a full disk
@@ -58,7 +116,7 @@ def save(folder: str | os.PathLike[str], config: SLATEConfig, state: Mapping[str
         pass
 
 
-def load(folder: str | os.PathLike[str]) -> tuple[SLATEConfig, dict[str, Tensor]]:
+def load(folder: str | os.PathLike[str], config_class: type[Any]) -> tuple[Any, dict[str, Tensor]]:
     """Reads what ``save`` wrote.
 
     Returns:
@@ -82,14 +140,14 @@ def load(folder: str | os.PathLike[str]) -> tuple[SLATEConfig, dict[str, Tensor]
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"folder {str(folder)!r} holds no {name}{_models_in(folder)}")
-    config = _read_config(folder / CONFIG_FILE)
+    config = _read_config(folder / CONFIG_FILE, config_class)
     try:
         tensors: dict[str, Tensor] = safetensors_torch.load_file(folder / WEIGHTS_FILE)
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{folder / WEIGHTS_FILE} is no valid safetensors file: {error}"
         ) from error
-    return config, plain_entries(tensors)
+    return config, tensors
 
 
 def _models_in(folder: Path) -> str:
@@ -103,21 +161,21 @@ def _models_in(folder: Path) -> str:
     return f", but {len(models)} of its folders do: pass one, such as {str(models[-1])!r}"
 
 
-def _read_config(path: Path) -> SLATEConfig:
+def _read_config(path: Path, config_class: type[Any]) -> Any:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the encoding or of the JSON
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(settings).__name__}")
-    known = {field.name for field in fields(SLATEConfig)}
+    known = {field.name for field in fields(config_class)}
     if settings.keys() != known:
         raise ValueError(
-            f"{path} must hold the settings of SLATEConfig: unknown {sorted(settings.keys() - known)}, "
-            f"missing {sorted(known - settings.keys())}"
+            f"{path} must hold the settings of {config_class.__name__}: "
+            f"unknown {sorted(settings.keys() - known)}, missing {sorted(known - settings.keys())}"
         )
     try:
-        return SLATEConfig(**settings)
+        return config_class(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

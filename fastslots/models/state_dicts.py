@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 _CONTAINERS = ("model", "state_dict", "model_state_dict")
 _COMPILED = "_orig_mod."
-_LANDMARK = "dvae.encoder.0.m.weight"  # of every model, here and in the public code
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST_NAMED = 5
 
 
-def find_entries(checkpoint: object) -> dict[str, Tensor]:
+def find_entries(checkpoint: object, landmark: str) -> dict[str, Tensor]:
     """The entries of the model in a state dict, or in a checkpoint that holds one.
 
     Args:
         checkpoint: A state dict; or a dict with one as ``"model"``, ``"state_dict"`` or
             ``"model_state_dict"``.
+        landmark: As of `plain_entries`.
 
     Returns:
         The entries by their plain names, see `plain_entries`.
@@ -45,22 +45,26 @@ def find_entries(checkpoint: object) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise TypeError(f"{rule}; got {name!r}: {type(tensor).__name__}")
-    return plain_entries(state)
+    return plain_entries(state, landmark)
 
 
-def plain_entries(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def plain_entries(state: Mapping[str, Tensor], landmark: str) -> dict[str, Tensor]:
     """The entries of a model, without the prefixes of ``torch.compile``, DDP or a model around it.
 
     Entries that have not the prefix of the model's belong to what is around it, and are left out.
+
+    Args:
+        state: The entries.
+        landmark: The name of an entry that every such model has, and once.
 
     Raises:
         ValueError: If there are several models.
     """
     plain = {name: name.replace(_COMPILED, "") for name in state}
     prefixes = [
-        name.removesuffix(_LANDMARK)
+        name.removesuffix(landmark)
         for name in plain.values()
-        if name == _LANDMARK or name.endswith(f".{_LANDMARK}")
+        if name == landmark or name.endswith(f".{landmark}")
     ]
     if len(prefixes) > 1:
         raise ValueError(

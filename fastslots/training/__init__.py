@@ -1,7 +1,6 @@
-"""Training SLATE: the recipe, the loop, validation and checkpoints."""
+"""Training: the loop, validation and checkpoints of any `fastslots.models.trainable.Trainable`."""
 
 from fastslots.training.checkpoints import find_checkpoint
 from fastslots.training.loop import train
-from fastslots.training.recipe import Recipe
 
-__all__ = ["Recipe", "find_checkpoint", "train"]
+__all__ = ["find_checkpoint", "train"]

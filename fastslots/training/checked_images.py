@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from fastslots.data.images import ImageSet, check_image, check_not_empty, fetch_images
-from fastslots.models.slate import SLATEConfig
 
 
 class CheckedImages:
@@ -18,7 +17,7 @@ class CheckedImages:
     Args:
         name: Of the data set, for messages.
         images: The data set.
-        config: Of the model that takes them.
+        shape: Of the model's images, ``(C, S, S)``.
 
     Attributes:
         corrupt: The corrupt files that the data set has found so far, each with the reason.
@@ -28,10 +27,9 @@ class CheckedImages:
         ValueError: If there is no image; here and later, if one has another size, or values beyond [0, 1].
     """
 
-    def __init__(self, name: str, images: ImageSet, config: SLATEConfig) -> None:
+    def __init__(self, name: str, images: ImageSet, shape: tuple[int, int, int]) -> None:
         check_not_empty(name, images)
-        self.name, self.images = name, images
-        self.shape = (config.image_channels, config.image_size, config.image_size)
+        self.name, self.images, self.shape = name, images, shape
         self.corrupt: dict[Path, str] = getattr(images, "corrupt", {})
         check_image(name, 0, images[0], self.shape)
 

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there.
 
-A run keeps its checkpoints in ``checkpoints/step-000001000/``: what `SLATE.save_pretrained` writes, the
-optimiser's state as safetensors and the rest as JSON. Each is written to a hidden folder beside its
+A run keeps its checkpoints in ``checkpoints/step-000001000/``: what the model's `save_pretrained` writes,
+the optimiser's state as safetensors and the rest as JSON. Each is written to a hidden folder beside its
 place and renamed, so that a crash, a full disk or an interrupt leaves the earlier ones as they were.
 """
 
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fastslots._extras import require
-from fastslots.files import check_run_folder, remove_partial, sync
-from fastslots.models.slate import SLATE
-from fastslots.training.recipe import Plateau
+from fastslots.files import remove_partial, sync
+from fastslots.models.pretrained import PretrainedModel
+from fastslots.training.folder import check_run_folder
+from fastslots.training.plateau import Plateau
 
 _STEPS = "step-" + 9 * "[0-9]"
+
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 """What Adam keeps of each parameter."""
 
@@ -44,7 +46,7 @@ class RunState:
 
 
 def save_checkpoint(
-    run: Path, state: RunState, model: SLATE, optimizer: torch.optim.Adam, *, keep: int
+    run: Path, state: RunState, model: PretrainedModel, optimizer: torch.optim.Adam, *, keep: int
 ) -> Path:
     """Writes a checkpoint, then removes all but the last `keep` and the best.
 
@@ -186,7 +188,7 @@ def _prune(folder: Path, keep: int) -> None:
                 shutil.rmtree(old.rename(_partial(old)))
 
 
-def _optimizer_tensors(model: SLATE, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
     return {
         f"{key}.{name}": optimizer.state[parameter][key].detach().cpu().contiguous()
         for name, parameter in trained_parameters(model)
@@ -194,6 +196,6 @@ def _optimizer_tensors(model: SLATE, optimizer: torch.optim.Adam) -> dict[str, T
     }
 
 
-def trained_parameters(model: SLATE) -> list[tuple[str, nn.Parameter]]:
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Those that the optimiser has, by name."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from torch import Tensor
 from fastslots.data.images import ImageSet
 from fastslots.data.split_record import write_record
 from fastslots.data.splits import SplitFiles
-from fastslots.files import lock_run, write_text
-from fastslots.models.slate import SLATE
+from fastslots.files import write_text
+from fastslots.models.recipe import Recipe
+from fastslots.models.trainable import Trainable
 from fastslots.training.batches import StepBatches
 from fastslots.training.checked_images import CheckedImages
 from fastslots.training.checkpoints import find_checkpoint, last_step
+from fastslots.training.folder import lock_run
 from fastslots.training.loading import step_images
 from fastslots.training.processes import from_all, join_processes, on_main
-from fastslots.training.recipe import Recipe
 from fastslots.training.run import TrainingRun
 from fastslots.training.step import DivergedError
 from fastslots.training.stopping import Stopping, raise_stopped
@@ -31,7 +33,7 @@ STEPS_BETWEEN_QUESTIONS = 10  # asking the other processes waits for the device
 
 
 def train(
-    model: SLATE,
+    trainable: Trainable,
     recipe: Recipe,
     train_set: ImageSet,
     validation_set: ImageSet,
@@ -42,7 +44,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     image_files: SplitFiles | None = None,
 ) -> Path:
-    """Trains SLATE and writes metrics, pictures and checkpoints to a run folder.
+    """Trains a model and writes metrics, pictures and checkpoints to a run folder.
 
     Under ``accelerate launch`` or ``torchrun`` every process calls this, on a file system that all see;
     they share each step's batch. Every noise follows from the seed, the step and the image's place in the
@@ -50,7 +52,7 @@ def train(
     resumed run goes on as if it had not stopped: on a CPU to the same bits.
 
     Args:
-        model: On the device to train on; cast to float64 if that is the recipe's precision.
+        trainable: The model, on the device to train on; cast to float64 if that is the recipe's precision.
         recipe: The numbers.
         train_set: Images of the model's size in [0, 1]. Each is checked when it is loaded, but of images on a
             CUDA device, where a look would wait, the range of the first alone.
@@ -78,12 +80,13 @@ def train(
         Terminated: The same for SIGTERM.
     """
     num_workers = check_count("num_workers", num_workers, 0)
-    train_set = CheckedImages("train_set", train_set, model.config)
-    validation_set = CheckedImages("validation_set", validation_set, model.config)
-    processes = join_processes(model.device)
+    shape = trainable.model.config.image_shape
+    train_set = CheckedImages("train_set", train_set, shape)
+    validation_set = CheckedImages("validation_set", validation_set, shape)
+    processes = join_processes(trainable.model.device)
     _check_same(from_all(processes, (len(train_set), len(validation_set))))
     with lock_run(run) if processes.is_main_process else nullcontext():
-        training = TrainingRun(model, recipe, validation_set, run, resume=resume)
+        training = TrainingRun(trainable, recipe, validation_set, run, resume=resume)
         on_main(processes, lambda: _write_settings(run, settings, image_files))
         try:
             _train(training, train_set, num_workers)
@@ -151,9 +154,9 @@ def resume_command(run: Path) -> str:
 def _advice(run: Path, recipe: Recipe) -> str:
     """How to go on after a run diverged."""
     step = last_step(run)
-    command = (
-        f"{resume_command(run)} --lr-dvae {recipe.lr_dvae / 2:g} --lr-main {recipe.lr_main / 2:g}"
-    )
+    rates = [(name, value) for name, value in asdict(recipe).items() if name.startswith("lr_")]
+    halved = [f"--{name.replace('_', '-')} {value / 2:g}" for name, value in rates]
+    command = " ".join([resume_command(run), *halved])
     if step:
         return (
             f"its last checkpoint, of step {step}, is whole: go on from there with other settings, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,24 +15,30 @@ import torch
 from torch import Tensor
 
 from fastslots._extras import require
-from fastslots.files import check_run_folder, write_text
-from fastslots.training.step import StepValues, check_finite
+from fastslots.files import write_text
+from fastslots.training.folder import check_run_folder
+from fastslots.training.step import check_finite
 
 
 class Interval:
     """The steps since the last line of the log.
 
     Args:
-        rows: `StepValues` of steps before a resumption, means over all processes.
+        columns: `TrainingStep.columns`.
+        rows: The values of steps before a resumption, means over all processes.
+        device: Where those to come lie.
     """
 
-    def __init__(self, rows: list[list[float]], device: torch.device) -> None:
+    def __init__(
+        self, columns: Sequence[str], rows: list[list[float]], device: torch.device
+    ) -> None:
+        self.columns = columns
         self._rows = [torch.tensor(row, dtype=torch.float64, device=device) for row in rows]
         self._start = time.perf_counter()
         self._timed = 0
 
     def add(self, values: Tensor) -> None:
-        """Takes the values of one more step, ``[4]``, and leaves them on the device."""
+        """Takes the values of one more step, and leaves them on the device."""
         self._rows.append(values.double())
         self._timed += 1
 
@@ -49,7 +55,7 @@ class Interval:
         if not self._rows:
             return []
         rows: list[list[float]] = average(torch.stack(self._rows)).tolist()
-        check_finite(rows, step - len(rows) + 1)
+        check_finite(rows, self.columns, step - len(rows) + 1)
         return rows
 
     def steps_per_second(self) -> float:
@@ -64,10 +70,10 @@ class Interval:
         self._start += time.perf_counter() - start
 
 
-def interval_means(rows: list[list[float]]) -> dict[str, float]:
+def interval_means(columns: Sequence[str], rows: list[list[float]]) -> dict[str, float]:
     """Means over the steps of an interval, by name."""
     means = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
-    return dict(zip(StepValues._fields, means, strict=True))
+    return dict(zip(columns, means, strict=True))
 
 
 class RunLog:

@@ -6,11 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-_COLUMNS = (
-    "cross-entropy {cross_entropy:.1f}  mse {mse:.1f}  slots used {slots_used:.1f}  "
-    "{images_per_second:.0f} images/s"
-)
-
+from fastslots.models.trainable import Trainable
 
 WIDE = 140  # characters of a line that has room for all of it
 
@@ -21,12 +17,15 @@ class TrainingProgress:
     Args:
         first_step: Where the run begins.
         steps: Where it ends.
+        trainable: Says how its numbers are shown.
         shown: Whether this is the process that shows it.
     """
 
-    def __init__(self, first_step: int, steps: int, *, shown: bool = True) -> None:
+    def __init__(
+        self, first_step: int, steps: int, trainable: type[Trainable], *, shown: bool = True
+    ) -> None:
         self.console = Console(quiet=not shown)
-        self.steps = steps
+        self.steps, self.trainable = steps, trainable
         # Where the terminal is narrow the losses take several lines, and nothing else gives way to them.
         self.bar = Progress(
             TextColumn("training"),
@@ -54,18 +53,15 @@ class TrainingProgress:
 
     def report(self, step: int, row: dict[str, float]) -> None:
         """Shows the means of the last interval."""
-        text = _COLUMNS.format(**row)
+        line = self.trainable.step_line + "  {images_per_second:.0f} images/s"
+        text = line.format(**row)
         self.bar.update(self.task, losses=text)
         if not self.console.is_terminal:
             self.say(f"step {step}/{self.steps}  {text}")
 
     def report_validation(self, step: int, row: dict[str, float]) -> None:
-        """Prints the held-out losses above the bar."""
-        self.say(
-            f"step {step}: held-out cross-entropy {row['cross_entropy']:.1f} nats per image "
-            f"(unigram entropy {row['unigram_entropy']:.1f}), mse {row['mse']:.1f}, "
-            f"slots used {row['slots_used']:.1f}"
-        )
+        """Prints what a validation found above the bar."""
+        self.say(f"step {step}: {self.trainable.validation_line.format(**row)}")
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""

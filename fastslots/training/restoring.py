@@ -12,21 +12,16 @@ import torch
 from torch import Tensor
 
 from fastslots._extras import require
-from fastslots.models.slate import SLATE
-from fastslots.training.checkpoints import (
-    ADAM_STATE,
-    RunState,
-    checkpoints_of,
-    trained_parameters,
-)
-from fastslots.training.recipe import Plateau
+from fastslots.models.pretrained import PretrainedModel
+from fastslots.training.checkpoints import ADAM_STATE, RunState, checkpoints_of, trained_parameters
+from fastslots.training.plateau import Plateau
 
 
 class DamagedError(ValueError):
     """A checkpoint of which a file is missing or corrupt; the message names it."""
 
 
-def restore_last(run: Path, model: SLATE, optimizer: torch.optim.Adam) -> RunState:
+def restore_last(run: Path, model: PretrainedModel, optimizer: torch.optim.Adam) -> RunState:
     """Takes up the last checkpoint of a run; without one, the run is at its beginning.
 
     Raises:
@@ -46,7 +41,9 @@ def restore_last(run: Path, model: SLATE, optimizer: torch.optim.Adam) -> RunSta
         raise DamagedError(f"{error}; to go on {earlier} put it aside: {aside}") from error
 
 
-def restore_checkpoint(folder: Path, model: SLATE, optimizer: torch.optim.Adam) -> RunState:
+def restore_checkpoint(
+    folder: Path, model: PretrainedModel, optimizer: torch.optim.Adam
+) -> RunState:
     """Loads weights and optimiser state into a model of the same configuration.
 
     Returns:
@@ -58,7 +55,7 @@ def restore_checkpoint(folder: Path, model: SLATE, optimizer: torch.optim.Adam) 
         OSError: If a file cannot be read.
     """
     try:
-        saved = SLATE.from_pretrained(folder)
+        saved = type(model).from_pretrained(folder)
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise DamagedError(f"the checkpoint in {folder} is damaged: {error}") from error
     if saved.config != model.config:

@@ -11,24 +11,23 @@ import torch
 from torch import Tensor
 
 from fastslots.data.images import ImageSet
-from fastslots.files import check_run_folder
 from fastslots.models.modes import eval_mode
-from fastslots.models.slate import SLATE
-from fastslots.models.slate.checks import NoTokensError
+from fastslots.models.recipe import Recipe
+from fastslots.models.trainable import Trainable
 from fastslots.training.batches import BatchParts
 from fastslots.training.checkpoints import (
     last_step,
     save_checkpoint,
     tidy,
 )
+from fastslots.training.folder import check_run_folder
 from fastslots.training.loading import validation_batches
 from fastslots.training.metrics import Interval, RunLog, interval_means, memory_mib
 from fastslots.training.processes import make_accelerator, on_main
 from fastslots.training.progress import TrainingProgress
-from fastslots.training.recipe import Recipe
 from fastslots.training.restoring import restore_last
 from fastslots.training.step import DivergedError, TrainingStep
-from fastslots.training.validation import draw_panels, slot_sums, validate
+from fastslots.training.validation import draw, validate
 
 
 class TrainingRun:
@@ -37,7 +36,7 @@ class TrainingRun:
     Methods without another word must be called by all processes at the same step.
 
     Args:
-        model: On the device to train on.
+        trainable: The model, on the device to train on.
         recipe: The numbers.
         validation_set: Held-out images in [0, 1].
         folder: The run folder, which exists.
@@ -53,12 +52,20 @@ class TrainingRun:
     """
 
     def __init__(
-        self, model: SLATE, recipe: Recipe, validation_set: ImageSet, folder: Path, *, resume: bool
+        self,
+        trainable: Trainable,
+        recipe: Recipe,
+        validation_set: ImageSet,
+        folder: Path,
+        *,
+        resume: bool,
     ) -> None:
-        self.accelerator = make_accelerator(model.device, recipe.precision)
+        self.trainable, self.model = trainable, trainable.model
+        self.accelerator = make_accelerator(self.model.device, recipe.precision)
         self.device = self.accelerator.device
         self.dtype = torch.float64 if recipe.precision == "float64" else torch.float32
-        self.model, self.recipe, self.folder = model.to(self.dtype), recipe, folder
+        self.model.to(self.dtype)
+        self.recipe, self.folder = recipe, folder
         self.parts = BatchParts(
             recipe.batch_size,
             recipe.accumulation,
@@ -66,14 +73,17 @@ class TrainingRun:
             self.accelerator.process_index,
         )
         on_main(self.accelerator, lambda: _prepare(folder, recipe.steps, resume=resume))
-        self.training_step = TrainingStep(model, recipe, self.accelerator, self.parts)
-        self.state = restore_last(folder, model, self.training_step.optimizer)
+        self.training_step = TrainingStep(trainable, recipe, self.accelerator, self.parts)
+        self.state = restore_last(folder, self.model, self.training_step.optimizer)
         self._load_validation(validation_set)
 
     def __enter__(self) -> Self:
-        self.interval = Interval(self.state.interval, self.device)
+        self.interval = self._new_interval(self.state.interval)
         self.progress = TrainingProgress(
-            self.state.step, self.recipe.steps, shown=self.accelerator.is_main_process
+            self.state.step,
+            self.recipe.steps,
+            type(self.trainable),
+            shown=self.accelerator.is_main_process,
         )
         on_main(self.accelerator, self._open_log)
         self.progress.start()
@@ -92,7 +102,7 @@ class TrainingRun:
             self.output.close()
 
     def step(self, images: list[Tensor]) -> None:
-        """One optimiser step on this process's micro-batches, ``[B, 3, S, S]`` each."""
+        """One optimiser step on this process's micro-batches, ``[B, C, S, S]`` each."""
         self.interval.add(self.training_step(self.state.step, images, self.state.plateau.factor))
         self.state.step += 1
         self.progress.advance()
@@ -100,22 +110,20 @@ class TrainingRun:
     def log(self, images: list[Tensor]) -> None:
         """Writes and shows the means since the last call; `images` are those of the last step."""
         rows = self.interval.means(self.state.step, self._mean)
-        # Before a look at the slots, which takes time and memory of its own.
+        # Before a look at the images, which takes time and memory of its own.
         images_per_second = self.interval.steps_per_second() * self.recipe.batch_size
         memory = memory_mib(self.device)
-        dvae, main = self.training_step.optimizer.param_groups
         row = {
-            **interval_means(rows),
-            "lr_dvae": dvae["lr"],
-            "lr_main": main["lr"],
-            "tau": self.recipe.tau(self.state.step - 1),
-            **self._slots(images),
+            **interval_means(self.training_step.columns, rows),
+            **{f"lr_{name}": rate for name, rate in self.training_step.rates.items()},
+            **self.recipe.schedule(self.state.step - 1),
+            **self._look(images),
             "images_per_second": images_per_second,
             "memory_mib": memory,
         }
         on_main(self.accelerator, lambda: self.output.write(self.state.step, "train", row))
         self.progress.report(self.state.step, row)
-        self.interval = Interval([], self.device)
+        self.interval = self._new_interval([])
 
     def validate(self) -> None:
         """Validates, draws a picture and writes a checkpoint."""
@@ -146,9 +154,9 @@ class TrainingRun:
     def _validate(self) -> None:
         step, plateau = self.state.step, self.state.plateau
         row = validate(
-            self.model,
+            self.trainable,
             self.validation,
-            self.recipe.tau(step - 1),
+            self.recipe.schedule(step - 1),
             self.recipe.seed,
             first_image=self.first_image,
             add_up=self._sum,
@@ -161,23 +169,21 @@ class TrainingRun:
         on_main(self.accelerator, lambda: self.output.write(step, "validation", row))
         self.progress.report_validation(step, row)
 
-    def _slots(self, images: list[Tensor]) -> dict[str, float]:
-        """How the slots do on a step's images, without noise."""
-        model, sums = self.model, torch.zeros(2, dtype=torch.float64, device=self.device)
-        with torch.no_grad(), eval_mode(model):
+    def _look(self, images: list[Tensor]) -> dict[str, float]:
+        """What is to be seen of a step's images, without noise; means over all processes."""
+        names = self.trainable.looks
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self.device)
+        with torch.no_grad(), eval_mode(self.model):
             keys = self.training_step.keys(self.state.step - 1)
             for image, image_keys in zip(images, keys, strict=True):
-                try:
-                    ids = model.tokenize(image)
-                except NoTokensError:  # which all processes must hear of
-                    sums += math.nan
-                    continue
-                slots, attn = model.encode(ids, keys=image_keys)
-                sums += slot_sums(model, ids, slots, attn)
-        residual, used = (self._sum(sums) / self.recipe.batch_size).tolist()
-        if math.isnan(used):
-            raise DivergedError(f"after step {self.state.step} images have no tokens, but NaN")
-        return {"relative_residual": residual, "slots_used": used}
+                sums += self.trainable.look(image, image_keys)
+        found = dict(zip(names, (self._sum(sums) / self.recipe.batch_size).tolist(), strict=True))
+        if found and all(map(math.isnan, found.values())):
+            raise DivergedError(f"after step {self.state.step} the model makes NaN of its images")
+        return found
+
+    def _new_interval(self, rows: list[list[float]]) -> Interval:
+        return Interval(self.training_step.columns, rows, self.device)
 
     def _load_validation(self, images: ImageSet) -> None:
         """Loads this process's part of the held-out images, and the main process's pictures."""
@@ -201,7 +207,7 @@ class TrainingRun:
         check_run_folder(self.folder)
         path = self.folder / "samples" / f"step-{self.state.step:09d}.png"
         try:
-            draw_panels(self.model, self.pictured[0], path, self.recipe.seed)
+            draw(self.trainable, self.pictured[0], path, self.recipe.seed)
         except OSError as error:
             check_run_folder(self.folder)
             raise OSError(

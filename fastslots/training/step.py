@@ -5,85 +5,71 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastslots.models.slate import SLATE
+from fastslots.models.recipe import Recipe
+from fastslots.models.trainable import Trainable
 from fastslots.noise import sample_keys
 from fastslots.training.batches import BatchParts
-from fastslots.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-class StepValues(NamedTuple):
-    """What a step has to say for the log; means over the images of this process.
-
-    Attributes:
-        cross_entropy: Nats per image.
-        mse: Squared error per image.
-        gradient_linf_norm_dvae: The largest entry of the dVAE's gradient, before clipping.
-        gradient_linf_norm_main: The same of everything else.
-    """
-
-    cross_entropy: float
-    mse: float
-    gradient_linf_norm_dvae: float
-    gradient_linf_norm_main: float
 
 
 class DivergedError(RuntimeError):
     """A loss, a gradient or a weight that is no finite number ended the run; the message names it."""
 
 
-class Losses(nn.Module):
-    """The two losses of SLATE and nothing else, so that a compiled step computes nothing else.
+class _Losses(nn.Module):
+    """The losses alone: Accelerate changes the forward of what it prepares, and it is compiled."""
 
-    Args:
-        model: The model.
-    """
-
-    def __init__(self, model: SLATE) -> None:
+    def __init__(self, trainable: Trainable) -> None:
         super().__init__()
-        self.model = model
+        self.trainable = trainable
 
-    def forward(self, image: Tensor, tau: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and squared error, means over the batch ``[B, 3, S, S]``."""
-        out = self.model(image, tau, keys=keys)
-        return out.cross_entropy, out.mse
+    def forward(self, image: Tensor, keys: Tensor, **schedule: Tensor) -> tuple[Tensor, ...]:
+        losses: tuple[Tensor, ...] = self.trainable(image, keys, **schedule)
+        return losses
 
 
 class TrainingStep:
     """Losses, gradients, clipping, Adam.
 
     Args:
-        model: On the accelerator's device.
+        trainable: On the accelerator's device.
         recipe: The numbers.
         accelerator: Spreads the step over processes, and chooses its precision.
         parts: This process's part of a batch.
 
     Attributes:
-        optimizer: With two groups of parameters, the dVAE's and the others.
+        groups: The parameters that learn, by what shares a learning rate.
+        optimizer: With these groups.
+        columns: What a step has to say for the log: its losses, and the largest entry of each group's
+            gradient before clipping.
     """
 
     def __init__(
-        self, model: SLATE, recipe: Recipe, accelerator: Accelerator, parts: BatchParts
+        self, trainable: Trainable, recipe: Recipe, accelerator: Accelerator, parts: BatchParts
     ) -> None:
-        self.model, self.recipe, self.accelerator, self.parts = model, recipe, accelerator, parts
-        dvae = {id(p) for p in model.dvae.parameters()}
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.groups = [
-            [p for p in trained if id(p) in dvae],
-            [p for p in trained if id(p) not in dvae],
-        ]
-        self.optimizer = torch.optim.Adam([{"params": group} for group in self.groups], fused=True)
-        losses: nn.Module = Losses(model)
+        self.trainable, self.recipe = trainable, recipe
+        self.accelerator, self.parts = accelerator, parts
+        self.groups = trainable.groups()
+        self.columns = [*trainable.losses, *(f"gradient_linf_norm_{name}" for name in self.groups)]
+        groups = [{"params": group} for group in self.groups.values()]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        losses: nn.Module = _Losses(trainable)
         if recipe.compile:
-            losses = _compiled(losses, recipe, accelerator)
+            losses = _compiled(losses, accelerator, recipe)
         self.losses, self.prepared = accelerator.prepare(losses, self.optimizer)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each group at the last step."""
+        groups = zip(self.groups, self.optimizer.param_groups, strict=True)
+        return {name: group["lr"] for name, group in groups}
 
     def keys(self, step: int) -> list[Tensor]:
         """The keys of the noise of each micro-batch, ``[B, 2]`` int32 on the device."""
@@ -94,44 +80,45 @@ class TrainingStep:
 
         Args:
             step: Its number, from 0.
-            batches: This process's micro-batches, ``[B, 3, S, S]`` each.
-            factor: Multiplies both learning rates.
+            batches: This process's micro-batches, ``[B, C, S, S]`` each.
+            factor: Multiplies all learning rates.
 
         Returns:
-            `StepValues` as a tensor ``[4]`` on the device: reading it would wait for the step.
+            `columns` as a tensor on the device, means over the images of this process: reading it would wait
+            for the step.
 
         Raises:
             DivergedError: On a CPU, if one of them is not finite; the weights are as before the step.
         """
-        self._set_learning_rates(step, factor)
-        self.model.train()
+        rates = self.recipe.rates(step)
+        for name, group in zip(self.groups, self.optimizer.param_groups, strict=True):
+            group["lr"] = rates[name] * factor
+        self.trainable.model.train()
         self.prepared.zero_grad()
-        tau = torch.full((), self.recipe.tau(step), dtype=torch.float32, device=batches[0].device)
+        schedule = {
+            name: torch.full((), value, dtype=torch.float32, device=batches[0].device)
+            for name, value in self.recipe.schedule(step).items()
+        }
         losses = []
         for index, (image, keys) in enumerate(zip(batches, self.keys(step), strict=True), 1):
             apart = index < len(batches)  # processes share their gradients after the last one alone
             with self.accelerator.no_sync(self.losses) if apart else nullcontext():
                 if self.recipe.compile:
                     torch.compiler.cudagraph_mark_step_begin()
-                both = torch.stack(self.losses(image, tau, keys))
-                torch.autograd.backward(both.sum() / len(batches))
-            losses.append(both.detach())
-        norms = torch.stack([_linf_norm(group) for group in self.groups])
+                each = torch.stack(self.losses(image, keys, **schedule))
+                torch.autograd.backward(each.sum() / len(batches))
+            losses.append(each.detach())
+        norms = torch.stack([_linf_norm(group) for group in self.groups.values()])
         values = torch.cat((torch.stack(losses).mean(0), norms))
         if values.device.type == "cpu":
-            check_finite([values.tolist()], step + 1)
+            check_finite([values.tolist()], self.columns, step + 1)
         self._clip(norms.max())
         self.prepared.step()
         return values
 
-    def _set_learning_rates(self, step: int, factor: float) -> None:
-        dvae, main = self.optimizer.param_groups
-        dvae["lr"] = self.recipe.lr_dvae * factor
-        main["lr"] = self.recipe.lr_main * factor * self.recipe.warmup(step)
-
     def _clip(self, norm: Tensor) -> None:
         if math.isfinite(self.recipe.clip):
-            parameters = [p for group in self.groups for p in group]
+            parameters = [p for group in self.groups.values() for p in group]
             torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, norm)
 
     def _on_device(self, keys: Tensor) -> Tensor:
@@ -140,11 +127,14 @@ class TrainingStep:
         return keys.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else keys
 
 
-def check_finite(values: Sequence[Sequence[float]], first_step: int) -> None:
+def check_finite(
+    values: Sequence[Sequence[float]], columns: Sequence[str], first_step: int
+) -> None:
     """Raises if a step's loss or gradient is no finite number.
 
     Args:
-        values: `StepValues` of successive steps.
+        values: What successive steps had to say.
+        columns: What each number is.
         first_step: Number of the first, from 1.
 
     Raises:
@@ -152,13 +142,11 @@ def check_finite(values: Sequence[Sequence[float]], first_step: int) -> None:
     """
     for step, row in enumerate(values, first_step):
         if not all(map(math.isfinite, row)):
-            named = ", ".join(
-                f"{name} {value:g}" for name, value in zip(StepValues._fields, row, strict=True)
-            )
+            named = ", ".join(f"{name} {value:g}" for name, value in zip(columns, row, strict=True))
             raise DivergedError(f"step {step} has a loss or gradient that is not finite: {named}")
 
 
-def _compiled(losses: nn.Module, recipe: Recipe, accelerator: Accelerator) -> nn.Module:
+def _compiled(losses: nn.Module, accelerator: Accelerator, recipe: Recipe) -> nn.Module:
     # A CUDA graph's gradients lie where its next run writes: nothing may still need them then.
     graphs = (
         accelerator.device.type == "cuda"

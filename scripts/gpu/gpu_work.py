@@ -24,7 +24,7 @@ from fastslots.comparison import measure
 from fastslots.comparison.settings import Settings
 from fastslots.models.slate import SLATE, SLATEConfig
 from fastslots.tools import gradcheck, gradcheck_arguments
-from fastslots.training.validation import slot_sums, validation_keys
+from fastslots.training.validation import validation_keys
 from fastslots_kernels.fused.launch import Launch, record_launches
 from gpu import attention, memcheck, shapes, slate, smoke, tune, unit_tests
 from gpu.fake_gpu import CPU, distinct, fake_gpu, record
@@ -137,7 +137,7 @@ def comparison() -> Iterator[Work]:
             keys = validation_keys(0, len(images), 0)
             with torch.no_grad():
                 out = model(images, 1.0, hard=True, keys=keys)
-                slot_sums(model, out.ids, out.slots, out.attn)
+                model.residual(out.ids, out.slots)
 
         yield f"comparison {name}", work
 

@@ -16,8 +16,7 @@ from PIL import Image
 from fastslots.data.source import DataSource
 from fastslots.environment import Environment
 from fastslots.evaluation import evaluate
-from fastslots.models.slate import SLATE, SLATEConfig
-from fastslots.training import Recipe
+from fastslots.models.slate import SLATE, SLATEConfig, SLATERecipe
 from tests.cli.conftest import Command
 from tests.training.tiny import TINY, tiny_model
 
@@ -37,7 +36,7 @@ WITHOUT_MASKS = [
 
 def write_run(run: Path, source: DataSource, step: int = 2) -> Path:
     """A run folder with one checkpoint; returns the checkpoint."""
-    parts: dict[str, Any] = {"model": SLATEConfig(**TINY), "recipe": Recipe(), "data": source}
+    parts: dict[str, Any] = {"model": SLATEConfig(**TINY), "recipe": SLATERecipe(), "data": source}
     run.mkdir()
     config = {name: dataclasses.asdict(part) for name, part in parts.items()}
     (run / "config.json").write_text(json.dumps(config))

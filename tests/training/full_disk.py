@@ -25,7 +25,7 @@ def limit_metrics(size: int) -> None:
 
 def limit_pictures(size: int) -> None:
     """The disk is full while a picture is written, and has room again after that."""
-    _limit_during(run, "draw_panels", size)
+    _limit_during(run, "draw", size)
 
 
 def limit_checkpoints(size: int) -> None:

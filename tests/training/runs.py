@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastslots.models.slate import SLATE
-from fastslots.training import Recipe, train
+from fastslots.models.recipe import Recipe
+from fastslots.models.slate import SLATE, TrainableSLATE
+from fastslots.training import train
 from tests.training.tiny import Images, tiny_model
 
 CHANGING = {"time", "images_per_second", "memory_mib"}  # from one run of the same steps to the next
@@ -20,7 +21,7 @@ CHANGING = {"time", "images_per_second", "memory_mib"}  # from one run of the sa
 def run(folder: Path, recipe: Recipe, *, resume: bool = False, images: int = 10) -> SLATE:
     folder.mkdir(exist_ok=True)
     model = tiny_model()
-    train(model, recipe, Images(images), Images(6, seed=1), folder, resume=resume)
+    train(TrainableSLATE(model), recipe, Images(images), Images(6, seed=1), folder, resume=resume)
     return model
 
 

@@ -17,10 +17,10 @@ from fastslots.training.checkpoints import (
     save_checkpoint,
     tidy,
 )
-from fastslots.training.recipe import Plateau
+from fastslots.training.plateau import Plateau
 from fastslots.training.restoring import DamagedError, restore_checkpoint
 from tests.training.runs import rows, run
-from tests.training.tiny import Images, tiny_model, tiny_recipe
+from tests.training.tiny import Images, tiny, tiny_model, tiny_recipe
 
 
 def trained(dtype: torch.dtype = torch.float32) -> tuple[SLATE, torch.optim.Adam]:
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, content: bytes
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, RunState(3), *trained(), keep=1)
-    other = tiny_model(num_slots=4)
+    other = tiny(num_slots=4)
     with pytest.raises(
         ValueError, match=r"of another configuration: it has num_slots 3 in place of 4"
     ):

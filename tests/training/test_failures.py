@@ -12,14 +12,14 @@ import psutil
 import pytest
 import torch
 
-from fastslots.files import lock_run
 from fastslots.training import find_checkpoint, train
 from fastslots.training import step as step_module
+from fastslots.training.folder import lock_run
 from fastslots.training.run import TrainingRun
 from fastslots.training.step import DivergedError
 from tests.training import forked
 from tests.training.runs import rows, signal_at
-from tests.training.tiny import TINY_FLAGS, Images, tiny_model, tiny_recipe
+from tests.training.tiny import TINY_FLAGS, Images, tiny, tiny_recipe
 
 LONG = ("--steps", 100_000, "--batch-size", 4, "--log-every", 1, *TINY_FLAGS)
 
@@ -49,7 +49,7 @@ def test_a_run_folder_that_vanishes_before_a_checkpoint_or_picture_is_not_made_a
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    with TrainingRun(tiny_model(), tiny_recipe(), Images(6), folder, resume=False) as training:
+    with TrainingRun(tiny(), tiny_recipe(), Images(6), folder, resume=False) as training:
         training.step([Images(4).tensors[0]])
         folder.rename(tmp_path / "elsewhere")
         for write in (training.save, training._draw, training.validate):
@@ -168,10 +168,10 @@ class Poisoned(Images):
 
 
 def test_the_weights_are_as_before_the_step_that_diverged(tmp_path: Path) -> None:
-    model = tiny_model()
+    trainable = tiny()
     with pytest.raises(DivergedError, match=r"step \d .* not finite: .*; it has no checkpoint yet"):
-        train(model, tiny_recipe(validate_every=6), Poisoned(12), Images(6), tmp_path)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+        train(trainable, tiny_recipe(validate_every=6), Poisoned(12), Images(6), tmp_path)
+    assert all(parameter.isfinite().all() for parameter in trainable.parameters())
 
 
 @pytest.mark.parametrize("noticed_by", ["log", "save"])
@@ -184,7 +184,7 @@ def test_what_no_step_waited_for_is_noticed_before_anything_is_written(
     if noticed_by == "save":  # an interrupt saves before the first line of the log
         signal_at(3, monkeypatch, TrainingRun, "step")
     with pytest.raises(DivergedError, match=r"step [123] has a loss or gradient that is not fin"):
-        train(tiny_model(), recipe, Poisoned(12), Images(6), tmp_path)
+        train(tiny(), recipe, Poisoned(12), Images(6), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*"))
     logged = rows(tmp_path) if (tmp_path / "metrics.jsonl").exists() else []
     assert all(math.isfinite(row["mse"]) for row in logged)
@@ -193,7 +193,7 @@ def test_what_no_step_waited_for_is_noticed_before_anything_is_written(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, value: float) -> None:
-    with TrainingRun(tiny_model(), tiny_recipe(), Images(6), tmp_path, resume=False) as training:
+    with TrainingRun(tiny(), tiny_recipe(), Images(6), tmp_path, resume=False) as training:
         with torch.no_grad():
             training.model.out.weight[0, 0] = value
         training.state.step = 5

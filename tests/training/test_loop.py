@@ -15,11 +15,11 @@ from PIL import Image
 from fastslots.models.slate import SLATE
 from fastslots.training import find_checkpoint, loop, train
 from fastslots.training import run as run_module
-from fastslots.training.recipe import Plateau
+from fastslots.training.plateau import Plateau
 from fastslots.training.run import TrainingRun
 from fastslots.training.stopping import Stopping, Terminated
 from tests.training.runs import rows, run, same_weights, signal_at
-from tests.training.tiny import Images, tiny_model, tiny_recipe
+from tests.training.tiny import Images, tiny, tiny_model, tiny_recipe
 
 
 def test_a_run_leaves_metrics_pictures_and_checkpoints(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_run_leaves_metrics_pictures_and_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_training_lowers_the_losses(tmp_path: Path) -> None:
     """First the dVAE alone, then all but it: tokens that change raise the cross-entropy as often as not."""
-    model = tiny_model()
+    trainable = tiny()
     for column, lr_dvae, lr_main, steps in [
         ("mse", 3e-3, 1e-9, 30),
         ("cross_entropy", 1e-9, 3e-3, 60),
@@ -56,7 +56,7 @@ def test_training_lowers_the_losses(tmp_path: Path) -> None:
             log_every=10,
             validate_every=steps,
         )
-        train(model, recipe, Images(4), Images(6, seed=1), folder)
+        train(trainable, recipe, Images(4), Images(6, seed=1), folder)
         logged = rows(folder, "train")
         # From the tenth step on; of six seeds the worst left 0.3 of the one and 0.7 of the other.
         assert logged[-1][column] < 0.8 * logged[0][column]
@@ -129,7 +129,7 @@ def test_a_run_without_a_checkpoint_resumes_from_the_start(tmp_path: Path) -> No
 
 
 def training_run(folder: Path, **changes: Any) -> TrainingRun:
-    return TrainingRun(tiny_model(), tiny_recipe(**changes), Images(6), folder, resume=True)
+    return TrainingRun(tiny(), tiny_recipe(**changes), Images(6), folder, resume=True)
 
 
 def test_both_learning_rates_follow_the_plateau(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_images_that_are_not_the_models_are_refused_before_anything_is_written(
     sets = {"train_set": Images(10), "validation_set": Images(6)} | {which: Changed(change)}
     message = rf"^{which}\[0\] must .*{re.escape(rule)}.*; got {re.escape(got)}"
     with pytest.raises(error, match=message):
-        train(tiny_model(), tiny_recipe(), **sets, run=tmp_path)
+        train(tiny(), tiny_recipe(), **sets, run=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -206,14 +206,14 @@ def test_a_later_image_that_is_not_the_models_ends_the_run(
         rf"train_set\[9\] must .*{re.escape(rule)}.*; got {re.escape(got)}.*; checkpoints are as"
     )
     with pytest.raises(error, match=message) as raised:
-        train(tiny_model(), tiny_recipe(), images, Images(6), tmp_path, num_workers=workers)
+        train(tiny(), tiny_recipe(), images, Images(6), tmp_path, num_workers=workers)
     assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_later_held_out_image_is_refused_before_the_settings_are_written(tmp_path: Path) -> None:
     held_out = Changed(lambda x: 255 * x, first=5)
     with pytest.raises(ValueError, match=r"validation_set\[5\] must lie in \[0, 1\]; got"):
-        train(tiny_model(), tiny_recipe(), Images(10), held_out, tmp_path, settings={"a": 1})
+        train(tiny(), tiny_recipe(), Images(10), held_out, tmp_path, settings={"a": 1})
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
@@ -223,13 +223,13 @@ def test_a_data_set_without_images_is_refused_before_anything_is_written(
 ) -> None:
     empty = "train_set" if not sizes[0] else "validation_set"
     with pytest.raises(ValueError, match=f"^{empty} must hold at least one image; got 0$"):
-        train(tiny_model(), tiny_recipe(), *map(Images, sizes), tmp_path)
+        train(tiny(), tiny_recipe(), *map(Images, sizes), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_negative_number_of_workers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^num_workers must be at least 0; got -1$"):
-        train(tiny_model(), tiny_recipe(), Images(10), Images(6), tmp_path, num_workers=-1)
+        train(tiny(), tiny_recipe(), Images(10), Images(6), tmp_path, num_workers=-1)
     assert not list(tmp_path.iterdir())
 
 

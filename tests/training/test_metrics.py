@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastslots.models.slate import TrainableSLATE
 from fastslots.training import run as run_module
 from fastslots.training.metrics import Interval, RunLog, memory_mib
 from fastslots.training.progress import TrainingProgress
@@ -56,7 +57,7 @@ def test_steps_done_again_are_shown_once(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "draw_panels", full)
+        patch.setattr(run_module, "draw", full)
         patch.setattr(run_module, "save_checkpoint", lambda *_, **__: None)
         with pytest.raises(OSError, match="No space left"):
             run(tmp_path, tiny_recipe())
@@ -83,7 +84,8 @@ def test_metrics_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 
 
 def test_an_interval_names_the_first_step_that_diverged() -> None:
-    interval = Interval([[1.0, 2.0, 3.0, 4.0]], torch.device("cpu"))
+    columns = ["cross_entropy", "mse", "gradient_linf_norm_dvae", "gradient_linf_norm_main"]
+    interval = Interval(columns, [[1.0, 2.0, 3.0, 4.0]], torch.device("cpu"))
     interval.add(torch.tensor([1.0, math.inf, 3.0, 4.0]))
     interval.add(torch.tensor([math.nan] * 4))
     message = (
@@ -104,7 +106,7 @@ def test_memory_is_that_of_this_process() -> None:
 def test_progress_is_shown_by_one_process(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"cross_entropy": 1.25, "mse": 2.0, "slots_used": 3.5, "images_per_second": 1234.0}
     for shown in (True, False):
-        progress = TrainingProgress(3, 9, shown=shown)
+        progress = TrainingProgress(3, 9, TrainableSLATE, shown=shown)
         progress.start()
         progress.advance()
         progress.report(4, row)

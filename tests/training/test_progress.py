@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fastslots.models.slate import TrainableSLATE
 from fastslots.training.progress import TrainingProgress
 from fastslots.training.run import TrainingRun
-from tests.training.tiny import Images, tiny_model, tiny_recipe
+from tests.training.tiny import Images, tiny, tiny_recipe
 
 ROW = {
     "cross_entropy": 138.94,
@@ -25,7 +26,7 @@ def test_a_narrow_terminal_shows_the_whole_bar(width: int, monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    progress = TrainingProgress(123_456, 250_000)
+    progress = TrainingProgress(123_456, 250_000, TrainableSLATE)
     progress.report(123_456, ROW)
     shown = Console(file=io.StringIO(), width=width, color_system=None)
     shown.print(progress.bar.get_renderable())
@@ -45,11 +46,11 @@ def test_compiling_is_announced_before_the_first_step(
 ) -> None:
     monkeypatch.setattr("torch.compile", lambda model, **_: model)
     recipe = tiny_recipe(compile=compile)
-    with TrainingRun(tiny_model(), recipe, Images(6), tmp_path, resume=False):
+    with TrainingRun(tiny(), recipe, Images(6), tmp_path, resume=False):
         said = capsys.readouterr().out
     assert said == compile * "compiling the training step: the first takes minutes on a CPU\n"
 
 
 def test_one_process_alone_speaks(capsys: pytest.CaptureFixture[str]) -> None:
-    TrainingProgress(0, 1, shown=False).say("hello")
+    TrainingProgress(0, 1, TrainableSLATE, shown=False).say("hello")
     assert capsys.readouterr().out == ""

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from fastslots.models.slate import SLATERecipe
 from fastslots.noise import derive_seed
 from fastslots.training.batches import BatchParts, StepBatches
-from fastslots.training.recipe import Plateau, Recipe
+from fastslots.training.plateau import Plateau
 
 
 def test_the_defaults_are_the_papers() -> None:
-    recipe = Recipe()
+    recipe = SLATERecipe()
     assert (recipe.steps, recipe.batch_size, recipe.clip) == (250_000, 50, 1.0)
     assert (recipe.lr_dvae, recipe.lr_main, recipe.warmup_steps) == (3e-4, 1e-4, 30_000)
     assert (recipe.tau_start, recipe.tau_final, recipe.tau_steps) == (1.0, 0.1, 30_000)
@@ -22,18 +23,19 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_tau_falls_on_a_half_cosine_and_stays() -> None:
-    recipe = Recipe(tau_start=1.0, tau_final=0.2, tau_steps=100)
-    assert recipe.tau(0) == 1.0
-    assert recipe.tau(50) == pytest.approx(0.6)
-    assert recipe.tau(25) == pytest.approx(0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2)
-    assert recipe.tau(100) == recipe.tau(1_000) == 0.2
-    assert Recipe(tau_steps=0).tau(0) == 0.1
+    recipe = SLATERecipe(tau_start=1.0, tau_final=0.2, tau_steps=100)
+    taus = [recipe.schedule(step)["tau"] for step in (0, 25, 50, 100, 1_000)]
+    assert taus == pytest.approx([1.0, 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2, 0.6, 0.2, 0.2])
+    assert taus[0] == 1.0
+    assert SLATERecipe(tau_steps=0).schedule(0) == {"tau": 0.1}
 
 
 def test_warmup_rises_linearly_to_one() -> None:
-    recipe = Recipe(warmup_steps=4)
-    assert [recipe.warmup(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert Recipe(warmup_steps=0).warmup(0) == 1.0
+    recipe = SLATERecipe(warmup_steps=4, lr_main=2.0, lr_dvae=3.0)
+    rates = [recipe.rates(step) for step in range(6)]
+    assert [rate["main"] for rate in rates] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert {rate["dvae"] for rate in rates} == {3.0}
+    assert SLATERecipe(warmup_steps=0, lr_main=2.0).rates(0)["main"] == 2.0
 
 
 def test_the_learning_rates_halve_when_the_loss_stagnates() -> None:
@@ -70,7 +72,7 @@ def test_a_patience_of_zero_never_halves() -> None:
 )
 def test_a_bad_number_is_named(numbers: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        Recipe(**numbers)
+        SLATERecipe(**numbers)
 
 
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:

@@ -16,17 +16,17 @@ from fastslots.training.batches import BatchParts
 from fastslots.training.processes import make_accelerator
 from fastslots.training.step import TrainingStep
 from tests.training.runs import rows, run
-from tests.training.tiny import Images, tiny_model, tiny_recipe
+from tests.training.tiny import Images, tiny, tiny_model, tiny_recipe
 
 
 def make_step(**changes: Any) -> TrainingStep:
     recipe = tiny_recipe(**changes)
-    model = tiny_model(dropout=0.1)
+    trainable = tiny(dropout=0.1)
     if recipe.precision == "float64":
-        model.double()
+        trainable.model.double()
     accelerator = make_accelerator(torch.device("cpu"), recipe.precision)
     parts = BatchParts(recipe.batch_size, recipe.accumulation)
-    return TrainingStep(model, recipe, accelerator, parts)
+    return TrainingStep(trainable, recipe, accelerator, parts)
 
 
 def images(count: int = 4, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -34,7 +34,7 @@ def images(count: int = 4, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def gradients(step: TrainingStep) -> list[torch.Tensor]:
-    return [p.grad for group in step.groups for p in group if p.grad is not None]
+    return [p.grad for group in step.groups.values() for p in group if p.grad is not None]
 
 
 @pytest.mark.parametrize("clip", [0.01, 1e6, float("inf")])
@@ -58,20 +58,19 @@ def test_norms_are_those_of_the_two_groups_before_clipping(
     step = make_step(clip=float("inf"))
     monkeypatch.setattr(step.prepared, "step", lambda: None)
     values = step(0, [images()], factor=1.0)
-    dvae = {id(p) for p in step.model.dvae.parameters()}
-    for group, norm in zip(step.groups, values[2:], strict=True):
+    model = step.trainable.model
+    dvae = {id(p) for p in model.dvae.parameters()}
+    for group, norm in zip(step.groups.values(), values[2:], strict=True):
         assert norm == max(p.grad.abs().max() for p in group if p.grad is not None)
-    assert {id(p) for p in step.groups[0]} == dvae
-    assert len(step.groups[0]) + len(step.groups[1]) == sum(
-        p.requires_grad for p in step.model.parameters()
-    )
+    assert {id(p) for p in step.groups["dvae"]} == dvae
+    assert sum(map(len, step.groups.values())) == sum(p.requires_grad for p in model.parameters())
 
 
 def test_learning_rates_follow_warmup_and_plateau() -> None:
     step = make_step(warmup_steps=10, lr_main=1.0, lr_dvae=2.0)
     step(4, [images()], factor=0.25)
-    dvae, main = step.optimizer.param_groups
-    assert (dvae["lr"], main["lr"]) == pytest.approx((0.5, 0.125))
+    assert step.rates == pytest.approx({"dvae": 0.5, "main": 0.125})
+    assert [group["lr"] for group in step.optimizer.param_groups] == list(step.rates.values())
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(
@@ -102,10 +101,10 @@ def test_bf16_keeps_weights_and_optimiser_in_float32() -> None:
     before, after = (step(0, [images()], factor=1.0) for step in (full, mixed))
     assert torch.equal(before, after) is False
     torch.testing.assert_close(after, before, rtol=0.05, atol=0.05)
-    tensors = [*mixed.model.parameters(), *gradients(mixed)]
+    tensors = [*mixed.trainable.model.parameters(), *gradients(mixed)]
     tensors += [state["exp_avg"] for state in mixed.optimizer.state.values()]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
-    assert set(mixed.model.state_dict()) == set(full.model.state_dict())
+    assert set(mixed.trainable.state_dict()) == set(full.trainable.state_dict())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float64"])

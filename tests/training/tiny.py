@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from fastslots.models.slate import SLATE, SLATEConfig
-from fastslots.training import Recipe
+from fastslots.models.slate import SLATE, SLATEConfig, SLATERecipe, TrainableSLATE
 
 TINY = {
     "image_size": 8,
@@ -43,7 +42,11 @@ def tiny_model(**changes: Any) -> SLATE:
     return SLATE(SLATEConfig(**(TINY | changes)))
 
 
-def tiny_recipe(**changes: Any) -> Recipe:
+def tiny(**changes: Any) -> TrainableSLATE:
+    return TrainableSLATE(tiny_model(**changes))
+
+
+def tiny_recipe(**changes: Any) -> SLATERecipe:
     numbers: dict[str, Any] = {
         "steps": 6,
         "batch_size": 4,
@@ -54,4 +57,4 @@ def tiny_recipe(**changes: Any) -> Recipe:
         "picture_images": 2,
         "log_every": 2,
     }
-    return Recipe(**(numbers | changes))
+    return SLATERecipe(**(numbers | changes))

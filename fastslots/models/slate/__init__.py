@@ -1,6 +1,8 @@
 """SLATE: slots learnt by predicting an image's tokens from them."""
 
 from fastslots.models.slate.config import SLATEConfig
-from fastslots.models.slate.model import SLATE, SLATEOutput
+from fastslots.models.slate.model import SLATE, SLATELook, SLATEOutput
+from fastslots.models.slate.recipe import SLATERecipe
+from fastslots.models.slate.trainable import TrainableSLATE
 
-__all__ = ["SLATE", "SLATEConfig", "SLATEOutput"]
+__all__ = ["SLATE", "SLATEConfig", "SLATELook", "SLATEOutput", "SLATERecipe", "TrainableSLATE"]

@@ -14,9 +14,8 @@ def check_image(
 ) -> None:
     """Raises unless ``image`` is a batch of ``config``'s images in ``dtype`` on ``device``."""
     check_tensor("image", image)
-    shape = (config.image_channels, config.image_size, config.image_size)
-    if image.ndim != 4 or image.shape[1:] != shape:
-        expected = ", ".join(map(str, shape))
+    if image.ndim != 4 or image.shape[1:] != config.image_shape:
+        expected = ", ".join(map(str, config.image_shape))
         raise ValueError(f"image must have shape (B, {expected}); got {tuple(image.shape)}")
     _check_dtype("image", image, dtype)
     _check_device("image", image, device)

@@ -85,6 +85,11 @@ class SLATEConfig:
         check_multiple("slot_size", self.slot_size, "num_slot_heads", self.num_slot_heads)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, S, S)`` of an image."""
+        return self.image_channels, self.image_size, self.image_size
+
+    @property
     def num_tokens(self) -> int:
         """Tokens per image, ``N``."""
         return (self.image_size // PATCH_SIZE) ** 2

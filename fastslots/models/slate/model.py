@@ -1,15 +1,15 @@
 """SLATE: a dVAE's tokens, slot attention over them, and a transformer that reads the slots."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastslots.initialization import linear
-from fastslots.models import pretrained, state_dicts
+from fastslots.models import state_dicts
 from fastslots.models.precision import wide_dtype
+from fastslots.models.pretrained import PretrainedModel
 from fastslots.models.slate import official
 from fastslots.models.slate.checks import (
     check_ids,
@@ -26,7 +26,7 @@ from fastslots.models.slate.generation import generate_tokens
 from fastslots.models.slate.slot_encoder import SlotEncoder
 from fastslots.models.slate.token_sampling import likeliest_tokens, sample_tokens
 from fastslots.noise import Noise, fresh_keys
-from fastslots_kernels.checks import check_number
+from fastslots_kernels.checks import check_choice, check_number
 
 LEAST_TAU = 1e-30
 """Logits divided by less overflow float32."""
@@ -52,7 +52,25 @@ class SLATEOutput(NamedTuple):
     slots: Tensor
 
 
-class SLATE(nn.Module):
+class SLATELook(NamedTuple):
+    """What SLATE makes of a batch of images.
+
+    Attributes:
+        ids: The greedy tokens, ``[B, N]`` int64.
+        slots: The final slots, ``[B, K, slot_size]``.
+        attn: Attention of every token over the slots, ``[B, N, K]``.
+        recon: The dVAE's reconstruction from the tokens, not clamped, ``[B, C, S, S]``.
+        through_slots: The reconstruction from tokens that were generated from the slots, clamped to [0, 1].
+    """
+
+    ids: Tensor
+    slots: Tensor
+    attn: Tensor
+    recon: Tensor
+    through_slots: Tensor
+
+
+class SLATE(PretrainedModel):
     """Learns slots by predicting an image's tokens from them, one after the other.
 
     In training mode the tokens are drawn with Gumbel noise and dropout is on. Eval mode has
@@ -73,11 +91,12 @@ class SLATE(nn.Module):
         Singh et al. 2022, "Illiterate DALL-E Learns to Compose" (SLATE).
     """
 
+    config: SLATEConfig
+    config_class = SLATEConfig
+    load_advice = "; weights of the public SLATE code load with SLATE.from_official"
+
     def __init__(self, config: SLATEConfig) -> None:
-        super().__init__()
-        if not isinstance(config, SLATEConfig):
-            raise TypeError(f"config must be a SLATEConfig; got {type(config).__name__}")
-        self.config = config
+        super().__init__(config)
         d_model = config.d_model
         self.dvae = DVAE(config.vocab_size, config.image_channels)
         self.positional_encoder = PositionalEncoding(1 + config.num_tokens, d_model, config.dropout)
@@ -92,16 +111,6 @@ class SLATE(nn.Module):
             config.backend,
         )
         self.out = linear(d_model, config.vocab_size, bias=False)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters lie."""
-        return self.positional_encoder.pe.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters."""
-        return self.positional_encoder.pe.dtype
 
     def forward(
         self,
@@ -147,7 +156,8 @@ class SLATE(nn.Module):
 
         embeddings = self._embed(tokens.ids, noise)
         slots, attn = self.slot_attn(embeddings[:, 1:], None, noise)
-        cross_entropy = self._cross_entropy(embeddings[:, :-1], tokens.ids, slots, noise)
+        features = self._features(embeddings[:, :-1], slots, noise)
+        cross_entropy = self._cross_entropy(features, tokens.ids) / image.shape[0]
         return SLATEOutput(cross_entropy, mse, recon.clamp(0, 1), attn, tokens.ids, slots)
 
     @torch.no_grad()
@@ -186,26 +196,39 @@ class SLATE(nn.Module):
         final_slots, attn = self.slot_attn(self._embed(ids, noise)[:, 1:], slots, noise)
         return final_slots, attn
 
-    def token_cross_entropy(self, ids: Tensor, slots: Tensor, keys: Tensor | None = None) -> Tensor:
+    def token_cross_entropy(
+        self,
+        ids: Tensor,
+        slots: Tensor,
+        keys: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
         """Teacher-forced cross-entropy of tokens given slots.
 
         Args:
             ids: Tokens in [0, V), ``[B, N]`` int64.
             slots: Final slots, ``[B, K, slot_size]``.
             keys: Of the noise, ``[B, 2]`` int32. Default: fresh ones.
+            reduction: ``"mean"`` over the batch, or ``"none"``.
 
         Returns:
-            Nats, summed over an image's tokens, mean over the batch; scalar.
+            Nats, summed over an image's tokens: a scalar, or ``[B]``.
 
         Raises:
-            ValueError: If a shape or device is wrong, the batch empty, or a token out of range.
+            ValueError: If a shape or device is wrong, the batch empty, a token out of range, or ``reduction``
+                none of the two.
             TypeError: If a dtype is wrong.
         """
         check_ids(ids, self.config, self.device)
         check_not_empty("ids", ids)
         check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
+        check_choice("reduction", reduction, ("mean", "none"))
         noise = self._noise(keys, ids.shape[0]) if self.training else None
-        return self._cross_entropy(self._embed(ids, noise)[:, :-1], ids, slots, noise)
+        features = self._features(self._embed(ids, noise)[:, :-1], slots, noise)
+        if reduction == "mean":
+            return self._cross_entropy(features, ids) / ids.shape[0]
+        images = zip(features.split(1), ids.split(1), strict=True)
+        return torch.stack([self._cross_entropy(*image) for image in images])
 
     @torch.no_grad()
     def generate(self, slots: Tensor) -> Tensor:
@@ -261,31 +284,42 @@ class SLATE(nn.Module):
         final_slots, _ = self.slot_attn(embeddings[:, 1:], slots, noise)
         return self.dvae.decode_ids(self.generate(final_slots)).clamp(0, 1)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``config.json`` and ``model.safetensors``; see ``pretrained.save``.
+    @torch.no_grad()
+    def look(self, image: Tensor, keys: Tensor | None = None) -> SLATELook:
+        """All that can be seen of some images: tokens, slots, attention, both reconstructions.
 
-        Parameters that share memory are written, and come back, each on its own.
-        """
-        pretrained.save(folder, self.config, self.state_dict())
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """Reads what ``save_pretrained`` wrote, in eval mode, on PyTorch's default device: usually the CPU.
-
-        The model has the saved dtype. Were there several, it has the one that holds all values exactly, with
-        a warning. Names may have prefixes of ``torch.compile``, DDP or a model around it.
+        Args:
+            image: Images in [0, 1], ``[B, C, S, S]``.
+            keys: Of the initial slots, ``[B, 2]`` int32. Default: fresh ones.
 
         Raises:
-            FileNotFoundError: If the folder or one of its two files is missing.
-            NotADirectoryError: If it is a file.
-            ValueError: If a file is corrupt, a setting unknown, a tensor missing, misshaped or of a dtype
-                that no model runs in, or the default device is the meta device.
+            ValueError: If a shape or device is wrong.
+            TypeError: If a dtype is wrong.
         """
-        config, entries = pretrained.load(folder)
-        model = cls(config)
-        source = os.path.join(folder, pretrained.WEIGHTS_FILE)
-        state_dicts.fill(model, entries, source, pretrained.ADVICE)
-        return model.eval()
+        ids = self.tokenize(image)
+        slots, attn = self.encode(ids, keys=keys)
+        through_slots = self.dvae.decode_ids(self.generate(slots)).clamp(0, 1)
+        return SLATELook(ids, slots, attn, self.dvae.decode_ids(ids), through_slots)
+
+    @torch.no_grad()
+    def residual(self, ids: Tensor, slots: Tensor) -> Tensor:
+        """The relative residual ``‖f(s) - s‖ / ‖f(s)‖`` of slots s, f being one step of slot attention.
+
+        Args:
+            ids: Tokens in [0, V), ``[B, N]`` int64.
+            slots: Final slots, ``[B, K, slot_size]``.
+
+        Returns:
+            One number per image, ``[B]``; without dropout in eval mode.
+        """
+        attention = self.slot_attn.slot_attention
+        # Implicit slot attention takes one step after the iterations it counts.
+        iterations = 1 if attention.gradient == "unrolled" else 0
+        inputs = self.slot_attn.inputs(self._embed(ids, None)[:, 1:])
+        after, _ = attention(inputs, slots, iterations, return_attn=False)
+        change = torch.linalg.vector_norm((after - slots).flatten(1), dim=1)
+        residual: Tensor = change / torch.linalg.vector_norm(after.flatten(1), dim=1)
+        return residual
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Any], **config: Any) -> Self:
@@ -326,9 +360,12 @@ class SLATE(nn.Module):
         )
         return embeddings
 
-    def _cross_entropy(
-        self, embeddings: Tensor, ids: Tensor, slots: Tensor, noise: Noise | None
-    ) -> Tensor:
-        features = self.tf_dec(embeddings, self.slot_proj(slots), noise if self.training else None)
-        total = token_cross_entropy(features, self.out, ids, self.config.backend)
-        return total / ids.shape[0]
+    def _features(self, embeddings: Tensor, slots: Tensor, noise: Noise | None) -> Tensor:
+        """What predicts each token, ``[B, N, d_model]``, of the embeddings of those before it."""
+        features: Tensor = self.tf_dec(
+            embeddings, self.slot_proj(slots), noise if self.training else None
+        )
+        return features
+
+    def _cross_entropy(self, features: Tensor, ids: Tensor) -> Tensor:
+        return token_cross_entropy(features, self.out, ids, self.config.backend)

@@ -18,8 +18,9 @@ NAMES = {
 }
 """The public code's names of the parameters that are named otherwise here."""
 
+_LANDMARK = "dvae.encoder.0.m.weight"  # what every such model has
 _SIZES = {
-    "image_channels": ("dvae.encoder.0.m.weight", 1),
+    "image_channels": (_LANDMARK, 1),
     "vocab_size": ("out.weight", 0),
     "d_model": ("out.weight", 1),
     "slot_size": ("slot_proj.weight", 1),
@@ -57,7 +58,7 @@ def read_official(
             mask is misshaped, or a setting is unknown or contradicts the shapes.
         TypeError: If there is no mapping of names to tensors.
     """
-    state = find_entries(checkpoint)
+    state = find_entries(checkpoint, _LANDMARK)
     config = _settle(settings, _sizes(state))
     masks = {name: tensor for name, tensor in state.items() if _CAUSAL_MASK.fullmatch(name)}
     expected = (config.num_tokens, config.num_tokens)

@@ -40,6 +40,11 @@ class SlotEncoder(nn.Module):
         if not self.slot_attention.init_learns:
             self.slot_init.freeze()
 
+    def inputs(self, embeddings: Tensor) -> Tensor:
+        """What slot attention takes in, ``[B, N, d_model]``."""
+        inputs: Tensor = self.mlp(self.layer_norm(embeddings))
+        return inputs
+
     def forward(
         self, embeddings: Tensor, slots: Tensor | None, noise: Noise
     ) -> tuple[Tensor, Tensor]:
@@ -49,5 +54,5 @@ class SlotEncoder(nn.Module):
         """
         if slots is None:
             slots = self.slot_init(embeddings.shape[0], noise=noise)
-        final_slots, attn = self.slot_attention(self.mlp(self.layer_norm(embeddings)), slots)
+        final_slots, attn = self.slot_attention(self.inputs(embeddings), slots)
         return final_slots, attn

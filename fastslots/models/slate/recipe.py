@@ -1,0 +1,88 @@
+"""How SLATE is trained: every number of the recipe, and its schedules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fastslots.models.recipe import Recipe
+
+# A GPU gets the paper's settings, the defaults. These are sized for two CPU cores and a few minutes, which
+# decide everything: small images without a mirror, and tokens hot at first, so that more of them are used.
+CPU_SETTINGS: dict[str, dict[str, Any]] = {
+    "model": {
+        "image_size": 32,
+        "vocab_size": 64,
+        "d_model": 64,
+        "num_decoder_blocks": 2,
+        "num_decoder_heads": 4,
+        "dropout": 0.0,
+        "slot_size": 64,
+        "mlp_hidden_size": 64,
+        "num_iterations": 3,
+    },
+    "recipe": {
+        "steps": 2_400,
+        "batch_size": 16,
+        "lr_dvae": 3e-3,
+        "lr_main": 1e-3,
+        "warmup_steps": 200,
+        "tau_start": 2.0,
+        "tau_steps": 1_200,
+        "validate_every": 800,
+        "validation_images": 128,
+        "log_every": 100,
+    },
+    "data": {"num_scenes": 2_000, "max_objects": 4, "mirror": False, "cache": "runs/scene-cache"},
+}
+
+
+@dataclass(frozen=True)
+class SLATERecipe(Recipe):
+    """The paper's recipe, all of whose numbers may be changed; those of any model are `Recipe`'s.
+
+    Args:
+        lr_dvae: Learning rate of the dVAE, which has no warm-up.
+        lr_main: Peak learning rate of everything else.
+        warmup_steps: Steps of linear warm-up to ``lr_main``; 0 for none.
+        tau_start: Temperature of the relaxed tokens at the start.
+        tau_final: Temperature at the end, reached on a half cosine.
+        tau_steps: Steps from the one to the other.
+
+    Raises:
+        TypeError: If a number has the wrong type.
+        ValueError: If a number breaks its rule.
+
+    Source:
+        Singh et al. 2022 and the public SLATE code's ``train.py``; Chang et al. 2022, section 5.1.
+    """
+
+    may_be_zero: ClassVar[tuple[str, ...]] = (*Recipe.may_be_zero, "warmup_steps", "tau_steps")
+
+    lr_dvae: float = 3e-4
+    lr_main: float = 1e-4
+    warmup_steps: int = 30_000
+    tau_start: float = 1.0
+    tau_final: float = 0.1
+    tau_steps: int = 30_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau_final > self.tau_start:
+            raise ValueError(
+                f"tau_final must be at most tau_start {self.tau_start}; got {self.tau_final}"
+            )
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Of the dVAE, and of everything else: linear up to its peak."""
+        warm = step >= self.warmup_steps
+        factor = 1.0 if warm else (step + 1) / self.warmup_steps
+        return {"dvae": self.lr_dvae, "main": self.lr_main * factor}
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """The temperature of the relaxed tokens: a half cosine, then constant."""
+        if step >= self.tau_steps:
+            return {"tau": self.tau_final}
+        progress = 0.5 * (1 + math.cos(math.pi * step / self.tau_steps))
+        return {"tau": self.tau_final + (self.tau_start - self.tau_final) * progress}
