@@ -172,13 +172,15 @@ class TrainingRun:
     def _look(self, images: list[Tensor]) -> dict[str, float]:
         """What is to be seen of a step's images, without noise; means over all processes."""
         names = self.trainable.looks
+        if not names:
+            return {}
         sums = torch.zeros(len(names), dtype=torch.float64, device=self.device)
         with torch.no_grad(), eval_mode(self.model):
             keys = self.training_step.keys(self.state.step - 1)
             for image, image_keys in zip(images, keys, strict=True):
                 sums += self.trainable.look(image, image_keys)
         found = dict(zip(names, (self._sum(sums) / self.recipe.batch_size).tolist(), strict=True))
-        if found and all(map(math.isnan, found.values())):
+        if all(map(math.isnan, found.values())):
             raise DivergedError(f"after step {self.state.step} the model makes NaN of its images")
         return found
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ _context.set_forkserver_preload(
     ]
 )
 Prepare = Callable[..., None] | None
+
+
+def process(target: Callable[..., object], *arguments: object, **options: object) -> BaseProcess:
+    """A process that is to call a function."""
+    return _context.Process(target=target, args=arguments, kwargs=options)
 
 
 class Ended(NamedTuple):
