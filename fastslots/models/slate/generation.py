@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +22,24 @@ from fastslots_kernels.layers import why_called
 _log = logging.getLogger("fastslots")
 
 
+class TokenPredictor(NamedTuple):
+    """The layers of SLATE that predict a token from those before it and the slots.
+
+    Attributes:
+        decoder: Its blocks are causal.
+        dictionary: Embeds tokens.
+        positions: At least as many as tokens are generated.
+        out: Features to the logits of the V tokens.
+    """
+
+    decoder: TransformerDecoder
+    dictionary: TokenDictionary
+    positions: PositionalEncoding
+    out: nn.Linear
+
+
 @torch.no_grad()
-def generate_tokens(
-    decoder: TransformerDecoder,
-    context: Tensor,
-    dictionary: TokenDictionary,
-    positions: PositionalEncoding,
-    out: nn.Linear,
-    num_tokens: int,
-) -> Tensor:
+def generate_tokens(predictor: TokenPredictor, context: Tensor, num_tokens: int) -> Tensor:
     """Appends the likeliest token ``num_tokens`` times, without dropout in any mode.
 
     The slots' keys and values are computed once. Every block keeps the keys and values of the
@@ -38,11 +47,8 @@ def generate_tokens(
     must be called, as an adapter or one with hooks, a step costs the whole prefix.
 
     Args:
-        decoder: The decoder, its blocks causal.
+        predictor: The layers.
         context: The projected slots, ``[B, K, d_model]``.
-        dictionary: Embeds tokens.
-        positions: The positions, at least ``num_tokens``.
-        out: Features to the logits of the V tokens.
         num_tokens: Tokens to generate, ``N``.
 
     Returns:
@@ -51,10 +57,11 @@ def generate_tokens(
     Raises:
         ValueError: If the logits of an image hold NaN.
     """
-    why = why_uncached(decoder, dictionary, positions)
+    why = why_uncached(predictor)
     if why is not None:
         _say_uncached(why)
-        return _generate_uncached(decoder, context, dictionary, positions, out, num_tokens)
+        return _generate_uncached(predictor, context, num_tokens)
+    decoder, dictionary, positions, out = predictor
     batch_size = context.shape[0]
     token_embeddings = dictionary.dictionary.weight
     blocks = [
@@ -74,10 +81,9 @@ def generate_tokens(
     return ids.t().contiguous()
 
 
-def why_uncached(
-    decoder: TransformerDecoder, dictionary: TokenDictionary, positions: PositionalEncoding
-) -> str | None:
+def why_uncached(predictor: TokenPredictor) -> str | None:
     """The layer that a cache would pass over although it must be called, and why, or None."""
+    decoder, dictionary, positions, _ = predictor
     layers: list[tuple[str, nn.Module, type[nn.Module], bool | None]] = [
         ("dictionary", dictionary, TokenDictionary, None),
         ("dictionary.dictionary", dictionary.dictionary, nn.Embedding, None),
@@ -107,15 +113,9 @@ def _say_uncached(why: str) -> None:
     _log.warning("tokens are generated without a cache, which takes longer: %s", why)
 
 
-def _generate_uncached(
-    decoder: TransformerDecoder,
-    context: Tensor,
-    dictionary: TokenDictionary,
-    positions: PositionalEncoding,
-    out: nn.Linear,
-    num_tokens: int,
-) -> Tensor:
+def _generate_uncached(predictor: TokenPredictor, context: Tensor, num_tokens: int) -> Tensor:
     """`generate_tokens` by calls of the modules alone."""
+    decoder, dictionary, positions, out = predictor
     ids = torch.empty(context.shape[0], 0, dtype=torch.int64, device=context.device)
     likeliest = []
     for _ in range(num_tokens):

@@ -1,7 +1,7 @@
 """SLATE: a dVAE's tokens, slot attention over them, and a transformer that reads the slots."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from fastslots.models.slate.config import SLATEConfig
 from fastslots.models.slate.cross_entropy import token_cross_entropy
 from fastslots.models.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
 from fastslots.models.slate.dvae import DVAE
-from fastslots.models.slate.generation import generate_tokens
+from fastslots.models.slate.generation import TokenPredictor, generate_tokens
+from fastslots.models.slate.outputs import SLATELook, SLATEOutput
 from fastslots.models.slate.slot_encoder import SlotEncoder
 from fastslots.models.slate.token_sampling import likeliest_tokens, sample_tokens
 from fastslots.noise import Noise, fresh_keys
@@ -30,44 +31,6 @@ from fastslots_kernels.checks import check_choice, check_number
 
 LEAST_TAU = 1e-30
 """Logits divided by less overflow float32."""
-
-
-class SLATEOutput(NamedTuple):
-    """What a training step computes.
-
-    Attributes:
-        cross_entropy: Nats, summed over an image's tokens, mean over the batch; scalar.
-        mse: Squared error of the dVAE, summed over an image's values, mean over the batch; scalar.
-        recon: The dVAE's reconstruction, clamped to [0, 1], ``[B, C, S, S]``.
-        attn: Attention of every token over the slots, ``[B, N, K]``.
-        ids: The tokens that slots and transformer saw, ``[B, N]`` int64.
-        slots: The final slots, ``[B, K, slot_size]``.
-    """
-
-    cross_entropy: Tensor
-    mse: Tensor
-    recon: Tensor
-    attn: Tensor
-    ids: Tensor
-    slots: Tensor
-
-
-class SLATELook(NamedTuple):
-    """What SLATE makes of a batch of images.
-
-    Attributes:
-        ids: The greedy tokens, ``[B, N]`` int64.
-        slots: The final slots, ``[B, K, slot_size]``.
-        attn: Attention of every token over the slots, ``[B, N, K]``.
-        recon: The dVAE's reconstruction from the tokens, not clamped, ``[B, C, S, S]``.
-        through_slots: The reconstruction from tokens that were generated from the slots, clamped to [0, 1].
-    """
-
-    ids: Tensor
-    slots: Tensor
-    attn: Tensor
-    recon: Tensor
-    through_slots: Tensor
 
 
 class SLATE(PretrainedModel):
@@ -247,14 +210,8 @@ class SLATE(PretrainedModel):
             TypeError: If ``slots`` has another dtype.
         """
         check_slots(slots, self.config, self.dtype, self.device)
-        return generate_tokens(
-            self.tf_dec,
-            self.slot_proj(slots),
-            self.dictionary,
-            self.positional_encoder,
-            self.out,
-            self.config.num_tokens,
-        )
+        predictor = TokenPredictor(self.tf_dec, self.dictionary, self.positional_encoder, self.out)
+        return generate_tokens(predictor, self.slot_proj(slots), self.config.num_tokens)
 
     @torch.no_grad()
     def reconstruct(
