@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fastslots.cli.flags import with_flags
+from fastslots.cli.options import Device, Seed
 from fastslots.cli.paths import any_path, check_apart, utf8_path
 from fastslots.cli.run_config import absolute_paths, read_config
 from fastslots.cli.run_images import files_to_evaluate
@@ -51,14 +52,14 @@ def evaluate(
         int | None, typer.Option(help="Take the first so many. Default: the whole split.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the initial slots.")] = 0,
+    seed: Seed = 0,
     masks: Annotated[
         bool | None,
         typer.Option(
             help="Insist on true masks, or do without. Default: taken where the data have them."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     output: Annotated[
         Path | None,
         typer.Option(

@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
+from fastslots.cli.options import Device, Seed
 from fastslots.cli.paths import any_path, utf8_path
 from fastslots.data.folder import load_image
 from fastslots.devices import choose_device
@@ -31,8 +32,8 @@ def reconstruct(
     output: Annotated[Path, typer.Option(parser=any_path, help="PNG file to write.")] = Path(
         "reconstruction.png"
     ),
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the initial slots.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Draws image | dVAE | through the slots | segments | one panel per slot, for any images."""
     if output.suffix.lower() != ".png":
