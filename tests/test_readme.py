@@ -1,17 +1,28 @@
-"""The README's example, as it is printed."""
+"""What is printed for users is true: examples run, commands and flags, links and tables."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import pytest
 import torch
+import typer.main
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-README = Path(__file__).parents[1] / "README.md"
+from benchmarks.readme import FILES, made
+from fastslots.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in (ROOT, ROOT / "benchmarks", ROOT / "kernels")
+    for path in folder.glob("*.md")
+)
 
 
 def run_example(features: Tensor) -> dict[str, Any]:
@@ -67,3 +78,70 @@ def test_two_processes_train_the_example(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
+
+
+def prose(page: str) -> str:
+    """The text of a page, without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+
+
+def anchors(page: str) -> set[str]:
+    """What a link may name in a page: its headings as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: str) -> list[str]:
+    """Relative links of a page that lead nowhere."""
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        parts = urlparse(link)
+        if parts.scheme:
+            continue
+        target = ((ROOT / page).parent / parts.path if parts.path else ROOT / page).resolve()
+        there = target.is_relative_to(ROOT) and target.exists()
+        if not there or (parts.fragment and parts.fragment not in anchors(str(target))):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_somewhere(page: str) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_link_that_leads_nowhere_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.md").write_text("# Of It\n[x](b.md) [y](#of-it) ![z](c.png) [w](a.md#of-that)\n")
+    monkeypatch.setattr("tests.test_readme.ROOT", tmp_path)
+    assert broken_links("a.md") == ["b.md", "c.png", "a.md#of-that"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_tables_are_those_of_the_results(name: str) -> None:
+    assert made(name, draw=False) == (ROOT / name).read_text()
+
+
+def printed_commands(page: str) -> list[list[str]]:
+    """Words of every `fastslots` command in a page's blocks of code, without comments."""
+    blocks = re.findall(r"^```bash$(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
+    lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
+    found = [re.search(r"\bfastslots (?=[a-z])(.*)", line) for line in lines]
+    return [match[1].split() for match in found if match]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_printed_command_has_its_flags(page: str) -> None:
+    for words in printed_commands(page):
+        command: Any = typer.main.get_command(app)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        assert command.name not in (None, "fastslots"), words
+        options = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= options, (command.name, words)
+
+
+def test_commands_are_found_in_the_readme() -> None:
+    names = {words[0] for words in printed_commands("README.md")}
+    assert names == {"benchmark", "train", "evaluate", "reconstruct", "compare"}

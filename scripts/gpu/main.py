@@ -29,7 +29,7 @@ All that needs a GPU, for a machine that is there for a few minutes and keeps no
     scripts/gpu_run first --minutes 4 --output runs/gpu      # correctness, times, tests, counters
     scripts/gpu_run second --minutes 8 --output runs/gpu     # tiles, compiled baselines, memory, training
     scripts/gpu_run first --dry-run                          # the same on a CPU, with tiny tensors
-    scripts/gpu_run report runs/gpu                          # into benchmarks/results and README.md
+    scripts/gpu_run report runs/gpu                          # into benchmarks/results, READMEs
 
 Every stage is a process of its own with a time limit; the whole ends within --minutes. Each measurement is
 a line of OUTPUT/STAGE.jsonl as soon as it is made, and names card, versions and commit; what a stage printed
