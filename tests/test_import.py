@@ -40,7 +40,7 @@ def test_import_and_a_training_step_need_torch_and_einops_alone() -> None:
 LAZY = """
 import sys, fastslots
 assert not {"torch", "fastslots_kernels"} & set(sys.modules)
-assert fastslots.noise.sample_keys and fastslots.models.slate.SLATE is fastslots.SLATE
+assert fastslots.noise.sample_keys and fastslots.SLATE is fastslots.models.slate.SLATE
 from fastslots import *
 assert all(globals()[name] is getattr(fastslots, name) for name in fastslots.__all__)
 try:

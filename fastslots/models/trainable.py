@@ -13,7 +13,7 @@ from fastslots.models.pretrained import PretrainedModel
 
 
 class Trainable(nn.Module, ABC):
-    """A model as `fastslots.training` trains it; `fastslots.models.slate.TrainableSLATE` is one.
+    """A model as `fastslots.training` trains it; CONTRIBUTING.md says what else one brings.
 
     Called, it gives the losses, whose sum is minimised. Images are ``[B, C, S, S]`` in [0, 1] in the model's
     dtype. All noise follows from one key per image, ``[B, 2]`` int32, and what is to be added up over batches
