@@ -23,7 +23,7 @@ from fastslots.benchmark.step.step import Step
 from fastslots.comparison import measure
 from fastslots.comparison.settings import Settings
 from fastslots.models.slate import SLATE, SLATEConfig
-from fastslots.tools import gradcheck, gradcheck_arguments
+from fastslots.tools import gradcheck
 from fastslots.training.validation import slot_sums, validation_keys
 from fastslots_kernels.fused.launch import Launch, record_launches
 from gpu import attention, memcheck, shapes, slate, smoke, tune, unit_tests
@@ -79,7 +79,7 @@ def checks() -> Iterator[Work]:
         yield f"smoke {name}", compare
 
     def smallest() -> None:
-        arguments = gradcheck_arguments.parse(memcheck.SMALLEST.split())
+        arguments = gradcheck.parse(memcheck.SMALLEST.split())
         problem = gradcheck.make_problem(arguments, CPU)
         problem.to(torch.float32).results("triton")
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fastslots.benchmark.attention.cases import preset
 from fastslots.benchmark.measure.precision import autocast, matmul_precision, products_dtype
-from fastslots.tools.gradcheck import Problem, make_problem
-from fastslots.tools.gradcheck_arguments import parse
+from fastslots.tools.gradcheck import Problem, make_problem, parse
 from fastslots_kernels.accuracy import Comparison, compare, largest
 from gpu.job import Job
 from gpu.shapes import ITERATIONS, TINY
