@@ -19,7 +19,8 @@ from fastslots.benchmark import (
     result_tables,
     run_benchmark,
 )
-from fastslots.benchmark.attention.reports.tables import environment_line, legend, skipped_lines
+from fastslots.benchmark.attention.reports.rows import legend
+from fastslots.benchmark.tables import environment_line, skipped_lines
 from fastslots.cli.benchmark_slate import slate
 from fastslots.cli.paths import any_path
 from fastslots.cli.tables import show_results

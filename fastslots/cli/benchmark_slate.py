@@ -17,9 +17,9 @@ from fastslots.benchmark import (
     step_markdown,
     step_tables,
 )
-from fastslots.benchmark.attention.reports.tables import environment_line, skipped_lines
 from fastslots.benchmark.step.cases import IMAGE_SIZES, VOCAB_SIZES
 from fastslots.benchmark.step.report import LEGEND
+from fastslots.benchmark.tables import environment_line, skipped_lines
 from fastslots.cli.paths import any_path
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device

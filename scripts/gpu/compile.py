@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from fastslots.benchmark import Call, Problem, Provider
-from fastslots.benchmark.attention.calls import MOST_ITERATIONS_CHECKED
+from fastslots.benchmark.attention.check import MOST_ITERATIONS_CHECKED
 from fastslots.benchmark.measure.precision import matmul_precision
 from gpu.baselines import COMPILED, units
 from gpu.job import Job, Skip

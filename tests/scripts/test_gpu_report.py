@@ -20,7 +20,7 @@ from fastslots.benchmark import (
     run_step_benchmark,
     step_cases,
 )
-from tests.benchmark.test_speedups import gpu_rows
+from tests.benchmark.attention.test_speedups import gpu_rows
 from tests.models.slate.small_models import small_config
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -1,20 +1,28 @@
-"""Results as tables: for the terminal, and in Markdown."""
+"""Rows of slot attention as tables: for the terminal, and in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fastslots._extras import require
-from fastslots.benchmark.attention.calls import BY_RUNNING
-from fastslots.benchmark.attention.cases import Skipped
+from fastslots.benchmark.attention.check import BY_RUNNING
 from fastslots.benchmark.attention.results import Results, Row
-from fastslots.environment import Environment
+from fastslots.benchmark.tables import (
+    digits,
+    factor,
+    known,
+    markdown_report,
+    markdown_table,
+    mib,
+    number,
+    skipped_lines,
+    terminal_table,
+    with_spread,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-MIB = 2**20
 LEGEND = (
     "Times are medians. unrolled: T tracked iterations; implicit: T iterations without a graph, then one "
     "tracked. kept: alive after the forward beyond inputs and weights; peak: of forward and backward. "
@@ -42,19 +50,6 @@ def result_tables(results: Results) -> list[Table]:
     ]
 
 
-def terminal_table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int
-) -> Table:
-    """A rich table whose first `num_left` columns are flush left, the others right."""
-    rich_table, box = require("rich.table", "benchmark"), require("rich.box", "benchmark")
-    table: Table = rich_table.Table(title=title, box=box.SIMPLE_HEAD)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < num_left else "right")
-    for cells in rows:
-        table.add_row(*cells)
-    return table
-
-
 def markdown(results: Results, iterations: Sequence[int] | None = None) -> str:
     """The tables in Markdown, with what was left out and where it was measured.
 
@@ -62,16 +57,14 @@ def markdown(results: Results, iterations: Sequence[int] | None = None) -> str:
         results: What to show.
         iterations: Show only the rows of these. Default: all.
     """
-    parts = []
+    tables = []
     for rows in results.cases().values():
         shown = [row for row in rows if iterations is None or row.iterations in iterations]
         if shown:
-            body = markdown_table(*_headings_and_cells(rows, shown), num_left=2)
-            parts.append(f"**{case_title(rows[0])}**\n\n{body}")
+            cells = _headings_and_cells(rows, shown)
+            tables.append(markdown_table(*cells, num_left=2, title=case_title(rows[0])))
     notes = [*skipped_lines(results.skipped), *gradient_lines(results.rows)]
-    if notes:
-        parts.append("\n".join(f"- {line}" for line in notes))
-    return "\n\n".join([*parts, legend(results), environment_line(results.environment)])
+    return markdown_report(tables, notes, legend(results), results.environment)
 
 
 def legend(results: Results) -> str:
@@ -86,10 +79,26 @@ def legend(results: Results) -> str:
     return " ".join(text for text, applies in parts if applies)
 
 
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int) -> str:
-    """A Markdown table whose first `num_left` columns are flush left, the others right."""
-    rule = ["---"] * num_left + ["---:"] * (len(headings) - num_left)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
+def constant_memory_table(results: Results) -> Table:
+    """Bytes kept and the time of the backward against the number of iterations, as a rich table."""
+    by_provider: dict[tuple[str, str], list[Row]] = {}
+    for row in results.rows:
+        by_provider.setdefault((row.gradient, row.backend), []).append(row)
+    counts = sorted({row.iterations for row in results.rows})
+    columns = [f"{what}\nT = {n}" for what in ("kept MiB", "backward ms") for n in counts]
+    cells = [
+        (
+            *provider,
+            *(mib(row.kept_bytes) for row in rows),
+            *(number(row.backward_ms_p50) for row in rows),
+        )
+        for provider, rows in by_provider.items()
+    ]
+    title, headings = (
+        "What the backward costs after T iterations",
+        ["gradient", "backend", *columns],
+    )
+    return terminal_table(title, headings, cells, num_left=2)
 
 
 def case_title(row: Row) -> str:
@@ -102,32 +111,6 @@ def case_title(row: Row) -> str:
     )
 
 
-def environment_line(env: Environment) -> str:
-    """Device, versions, commit and date in one sentence."""
-    commit = "no git checkout"
-    if env["commit"]:
-        commit = f"commit {env['commit'][:10]}" + (" with changes" if env["dirty"] else "")
-    triton = f", triton {env['triton']}" if env["triton"] else ""
-    return (
-        f"{env['device']}, {env['threads']} CPU threads, torch {env['torch']}{triton}, "
-        f"Python {env['python']}, {commit}, {env['timestamp'][:10]}."
-    )
-
-
-def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
-    """One line for each provider and reason: what was not measured, and why."""
-    iterations: dict[tuple[str, str], list[str]] = {}
-    for entry in skipped:
-        what = ", ".join(filter(None, (entry.case, entry.provider, entry.gradient)))
-        counts = iterations.setdefault((what, entry.reason), [])
-        if entry.iterations:
-            counts.append(str(entry.iterations))
-    return [
-        what + (f", T = {', '.join(counts)}" if counts else "") + f" not measured: {reason}"
-        for (what, reason), counts in iterations.items()
-    ]
-
-
 def gradient_lines(rows: Iterable[Row]) -> list[str]:
     """One line for each row whose gradients are further off than rounding explains."""
     return [
@@ -138,25 +121,8 @@ def gradient_lines(rows: Iterable[Row]) -> list[str]:
     ]
 
 
-def mib(num_bytes: int | None) -> str:
-    """MiB to three digits, or a dash."""
-    return "-" if num_bytes is None else digits(num_bytes / MIB)
-
-
-def digits(value: float) -> str:
-    """Three digits, all before the point, and no exponent: 0.012, 1.23, 12.3, 123, 1234."""
-    decimals = 3 - sum(value >= limit for limit in (1, 10, 100))
-    return f"{value:.{decimals}f}"
-
-
-def number(value: float | None) -> str:
-    """As `digits`, or a dash."""
-    return "-" if value is None else digits(value)
-
-
-def _spread(row: Row) -> str:
-    spread = f"({digits(row.both_ms_p20)} to {digits(row.both_ms_p80)})"
-    return f"{digits(row.both_ms_p50)} {spread}"
+def _of_inputs(row: Row) -> str:
+    return known(row.kept_bytes, lambda kept: f"{kept / row.input_bytes:.2f}")
 
 
 def _bandwidth(row: Row) -> str:
@@ -171,14 +137,14 @@ _COLUMNS: tuple[Column, ...] = (
     ("T", lambda row: str(row.iterations)),
     ("forward ms", lambda row: digits(row.forward_ms_p50)),
     ("backward ms", lambda row: number(row.backward_ms_p50)),
-    ("both ms (p20 to p80)", _spread),
-    ("kept MiB", lambda row: mib(row.kept_bytes)),
     (
-        "kept / inputs",
-        lambda row: "-" if row.kept_bytes is None else f"{row.kept_bytes / row.input_bytes:.2f}",
+        "both ms (p20 to p80)",
+        lambda row: with_spread(row.both_ms_p50, row.both_ms_p20, row.both_ms_p80),
     ),
+    ("kept MiB", lambda row: mib(row.kept_bytes)),
+    ("kept / inputs", _of_inputs),
     ("peak MiB", lambda row: mib(row.peak_bytes)),
-    ("speed-up", lambda row: "-" if row.speedup is None else f"{row.speedup:.2f}x"),
+    ("speed-up", lambda row: factor(row.speedup)),
 )
 _GPU_COLUMNS: tuple[Column, ...] = (
     ("launches / T", lambda row: number(row.launches_per_iteration)),
