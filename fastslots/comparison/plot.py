@@ -35,17 +35,18 @@ def plot_comparison(results: Path, path: Path) -> None:
     """
     comparison = Comparison.load(results)
     footer = f"{comparison.precision} on {environment_line(comparison.environment)}"
-    with figure(path, 13, 7.5, title=_title(comparison), footer=footer) as drawn:
-        *panels, objects, speed = drawn.subplots(2, 3).T.flat
+    with figure(path, 14, 7.5, title=_title(comparison), footer=footer) as drawn:
+        panels = [*drawn.subplots(2, 3).T.flat]
+        *curves, objects, speed = panels
         for name, arm in comparison.arms.items():
-            for axes, (column, with_largest, _) in zip(panels, CURVES, strict=True):
+            for axes, (column, with_largest, _) in zip(curves, CURVES, strict=True):
                 _draw_curve(axes, name, arm, column, with_largest)
             _draw_objects(objects, name, arm)
             _draw_speed(speed, name, arm)
         speed.set_ylim(bottom=0)
         titles = [title for _, _, title in CURVES]
         titles += ["Held-out FG-ARI (line), mBO (dashes)", "Images per second"]
-        for axes, title in zip(drawn.axes, titles, strict=True):
+        for axes, title in zip(panels, titles, strict=True):
             finish_panel(axes, title)
             axes.set_xlabel("step", fontsize=8)
         handles, labels = panels[0].get_legend_handles_labels()
