@@ -37,7 +37,7 @@ COUNTERS = {
 @pytest.fixture
 def report(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module("gpu.report")
+    return importlib.import_module("gpu.reports.files")
 
 
 @pytest.fixture(scope="module")

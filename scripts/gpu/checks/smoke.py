@@ -12,7 +12,7 @@ from fastslots.benchmark.measure.precision import autocast, matmul_precision, pr
 from fastslots.tools.gradcheck import Problem, make_problem, parse
 from fastslots_kernels.accuracy import Comparison, compare, largest
 from gpu.job import Job
-from gpu.shapes import ITERATIONS, TINY
+from gpu.timing.shapes import ITERATIONS, TINY
 
 # More steps amplify rounding until only luck would be compared.
 NUM_ITERATIONS = 3

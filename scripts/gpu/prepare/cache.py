@@ -1,6 +1,6 @@
-"""Kernels that were compiled ahead of time, where there is a GPU: see `prepare`.
+"""Kernels that were compiled ahead of time, where there is a GPU: see `archive`.
 
-    python scripts/gpu/cache.py ARCHIVE FOLDER      unpacks, and builds what only this machine can build
+    python scripts/gpu/prepare/cache.py ARCHIVE FOLDER   unpacks, and builds what only this machine can build
 
 After that, processes that run with `environment(FOLDER)` compile no kernel that is in the archive.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from statistics import median
 from typing import NamedTuple
 from unittest import mock
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from fastslots.benchmark.measure.graphs import capture, replay_us, side_stream
 from fastslots.benchmark.measure.memory import memory_use
 from fastslots.models.slate.causal_attention import causal_attention
 from fastslots.noise import Noise, sample_keys
@@ -19,7 +19,7 @@ from fastslots_kernels.causal import launches
 from fastslots_kernels.causal.launches import Call, Tile, Tiles
 from fastslots_kernels.fused.launch import Launch, record_launches
 from gpu.job import Job, Skip
-from gpu.tune import time_us
+from gpu.profiling.tune import time_us
 
 BATCH_SIZE, HEADS, SIZE, DROPOUT = 50, 8, 24, 0.1
 # By image size: positions. The public form's tables of all of them would not fit at 256 pixels.
@@ -144,26 +144,12 @@ def _graphed_us(work: Callable[[], object], device: torch.device) -> float:
     if device.type != "cuda":
         work()
         return 0.0
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with side_stream(device):
         for _ in range(2):
             work()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        work()
-    graph.replay()
-    found = []
-    for _ in range(ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(CALLS):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        found.append(1e3 * start.elapsed_time(end) / CALLS)
-    return float(median(found))
+    graph, _ = capture(work)
+    return replay_us(graph, ROUNDS, CALLS)
 
 
 def _tune(job: Job, unit: str) -> None:

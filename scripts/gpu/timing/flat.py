@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from fastslots.benchmark import Provider
 from gpu.job import Job
-from gpu.measure import measure
-from gpu.shapes import DRY_RUN, case_of
+from gpu.timing.measure import measure
+from gpu.timing.shapes import DRY_RUN, case_of
 
 SHAPES = ("slate128", "clevr", "slate64", "dinosaur")
 PROVIDERS = (

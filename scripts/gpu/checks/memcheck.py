@@ -7,12 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from gpu.job import Job, Skip
+from gpu.runner import SCRIPTS
 
 TOOLS = ("memcheck", "racecheck")
-GRADCHECK = Path(__file__).resolve().parent.parent / "gradcheck"
 RACE = re.compile(r"Race reported between (\w+) access at (\S+) .*\n=+ +and (\w+) access at (\S+) ")
 FOUND = 99  # exit code of a tool that found something
 SMALLEST = "--batch 2 --inputs 40 --input-size 16 --slots 3 --slot-size 16 --mlp 16 --iterations 1"
@@ -31,7 +30,7 @@ def _check(job: Job, tool: str) -> bool:
     if job.device.type != "cuda":
         raise Skip("needs a CUDA device")
     command = [program, "--tool", tool, "--error-exitcode", str(FOUND)]
-    command += [sys.executable, str(GRADCHECK), "--device", "cuda", *SMALLEST.split()]
+    command += [sys.executable, str(SCRIPTS / "gradcheck"), "--device", "cuda", *SMALLEST.split()]
     # Or it sees one large allocation.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(

@@ -9,7 +9,7 @@ import torch
 
 from fastslots.benchmark import Call, Problem, Provider
 from fastslots.benchmark.measure.precision import matmul_precision
-from gpu.shapes import case_of
+from gpu.timing.shapes import case_of
 
 
 def main(shape: str) -> None:

@@ -1,6 +1,6 @@
 """Compiles ahead of time what a run on a GPU launches, into one file for a machine with a GPU.
 
-    python scripts/gpu/prepare.py OUTPUT --workers 2
+    scripts/gpu_run prepare OUTPUT --workers 2
 
 Needs no GPU, but Triton in the version of that machine. What was compiled before is not compiled again.
 """
@@ -25,15 +25,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(path) for path in (HERE.parent, ROOT, ROOT / "kernels")]
-
-from fastslots.tools.ahead_of_time import Configuration, build, configuration_of  # noqa: E402 - needs the paths
-from gpu.cache import LAUNCHERS, environment, unpack  # noqa: E402
-from gpu.fake_gpu import CHIP  # noqa: E402
-from gpu.gpu_work import Recorded, all_work  # noqa: E402
-from gpu.stub_driver import launch_all  # noqa: E402
+from fastslots.tools.ahead_of_time import Configuration, build, configuration_of
+from gpu.prepare.cache import LAUNCHERS, environment, unpack
+from gpu.prepare.fake_gpu import CHIP
+from gpu.prepare.gpu_work import Recorded, all_work
+from gpu.prepare.stub_driver import launch_all
+from gpu.runner import SOURCES
 
 ARCHIVE = "kernels.tar.xz"
 MOST_BYTES = 16 * 2**20
@@ -92,14 +89,15 @@ def prepare(output: Path, workers: int, work: Iterable[Recorded] | None = None) 
 
 def prove(archive: Path) -> list[str]:
     """Does all work with a stub driver in a fresh process; returns what it found wrong."""
+    program = (
+        "import sys; from gpu.prepare.archive import *; sys.exit(find_all(sys.argv[1], all_work()))"
+    )
     with tempfile.TemporaryDirectory() as folder:
         unpack(archive, Path(folder))
-        program = (
-            "import sys; from gpu.prepare import *; sys.exit(find_all(sys.argv[1], all_work()))"
-        )
+        variables = environment(Path(folder))
+        variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], *SOURCES])
         command = [sys.executable, "-c", program, folder]
-        variables = os.environ | environment(Path(folder))
-        run = subprocess.run(command, cwd=HERE.parent, env=variables, check=False)
+        run = subprocess.run(command, env=os.environ | variables, check=False)
     return ["not all is in the archive"] if run.returncode else []
 
 
@@ -180,11 +178,18 @@ def _add(file: tarfile.TarFile, name: str, data: bytes) -> None:
     file.addfile(entry, io.BytesIO(data))
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Reads the arguments and prepares; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="gpu_run prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("output", type=Path, help="folder of the archive, and of Triton's cache")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: %(default)s")
     flags = parser.parse_args()
-    sys.exit(prepare(flags.output.resolve(), flags.workers))
+    return prepare(flags.output.resolve(), flags.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

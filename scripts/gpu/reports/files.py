@@ -19,7 +19,7 @@ from fastslots.benchmark import Results, Skipped, StepResults, StepRow
 from fastslots.benchmark import Row as Measured
 from fastslots.environment import Environment
 from gpu.job import Row, read_rows
-from gpu.runner import SCRIPTS, SOURCES
+from gpu.runner import SCRIPTS, with_sources
 
 ROOT = SCRIPTS.parent
 # Of times measured twice the first is taken: compiled forms stand beside a fused one of the same process.
@@ -77,7 +77,7 @@ def main(command: Sequence[str] | None = None) -> int:
         print("gpu_run report: no rows of a GPU at a known commit", file=sys.stderr)
         return 1
     print("\n".join(f"wrote {path}" for path in written))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(SOURCES)}
+    environment = os.environ | with_sources()
     command = [sys.executable, str(ROOT / "benchmarks" / "readme.py")]
     return subprocess.run(command, env=environment, check=False).returncode
 

@@ -16,7 +16,7 @@ from fastslots.benchmark import Call, Problem, Provider
 from fastslots.benchmark.measure.precision import matmul_precision
 from fastslots.benchmark.measure.timing import L2_FLUSH_BYTES
 from gpu.job import Job
-from gpu.shapes import DRY_RUN, ITERATIONS, case_of
+from gpu.timing.shapes import DRY_RUN, ITERATIONS, case_of
 
 WARM_UP, REPEATS = 3, 10
 RESOURCES = ("grid", "block", "registers per thread", "shared memory", "blocks per SM")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastslots.benchmark import Provider
 from gpu.job import Job
-from gpu.measure import measure
-from gpu.shapes import DRY_RUN, ITERATIONS, case_of
+from gpu.timing.measure import measure
+from gpu.timing.shapes import DRY_RUN, ITERATIONS, case_of
 
 PROVIDERS = (
     *(

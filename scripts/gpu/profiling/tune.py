@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from statistics import median
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
+from fastslots.benchmark.measure.graphs import capture, replay_us
 from fastslots.tools.workloads import PRECISIONS, WORKLOADS, Workload, record
 from fastslots_kernels.fused import forward, plans, update
 from fastslots_kernels.fused.launch import Launch
@@ -125,7 +126,7 @@ def _tune_updates(job: Job, unit: str) -> None:
         names = [one.kernel.fn.__name__ for one in launches]
         first, second, third = [i for i, name in enumerate(names) if name == "_attend_kernel"][:3]
         del first  # reads the inputs themselves
-        us = replay_us(launches[second:third] * ITERATIONS, ROUNDS) / ITERATIONS
+        us = _graphed_us(launches[second:third] * ITERATIONS, ROUNDS) / ITERATIONS
         by_kernel = {one.kernel.fn.__name__: time_us(one) for one in launches[second:third]}
         job.row(unit, update=plan, us_p50=us, by_kernel=by_kernel)
 
@@ -208,8 +209,8 @@ def _possible(sizes: Sizes, plan: Plan, wanted: int) -> int:
     """The number of splits of whole tiles nearest to what is wanted; 0: what the model chooses."""
     if wanted == 0:
         return 0
-    tiles = -(-sizes.num_inputs // plan.rows)
-    return -(-tiles // -(-tiles // min(wanted, tiles)))
+    tiles = math.ceil(sizes.num_inputs / plan.rows)
+    return math.ceil(tiles / math.ceil(tiles / min(wanted, tiles)))
 
 
 def _what(one: Launch) -> str:
@@ -231,32 +232,20 @@ def _with(one: Launch, options: dict[str, int]) -> Launch:
     grid = one.grid
     if "BLOCK_M" in options:
         size, before = constants["M"], one.constants["BLOCK_M"]
-        grid = (grid[0] // -(-size // before) * -(-size // options["BLOCK_M"]),)
+        grid = (grid[0] // math.ceil(size / before) * math.ceil(size / options["BLOCK_M"]),)
     return one._replace(grid=grid, constants=constants, num_warps=num_warps)
 
 
 def time_us(one: Launch) -> float:
     """Of one launch, in a row of its own kind within a CUDA graph; median of some replays."""
     one.run()
-    once = replay_us([one], 3)
+    once = _graphed_us([one], 3)
     count = max(3, min(60, int(LEAST_US / max(once, 1.0))))
-    return replay_us([one] * count, ROUNDS) / count
+    return _graphed_us([one] * count, ROUNDS) / count
 
 
-def replay_us(launches: Sequence[Launch], rounds: int) -> float:
-    """Of a CUDA graph of launches; median."""
-    graph = torch.cuda.CUDAGraph()
+def _graphed_us(launches: Sequence[Launch], rounds: int) -> float:
+    """Of a CUDA graph of launches that have run before."""
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        for one in launches:
-            one.run()
-    graph.replay()
-    found = []
-    for _ in range(rounds):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        found.append(1e3 * start.elapsed_time(end))
-    return float(median(found))
+    graph, _ = capture(lambda: [one.run() for one in launches])
+    return replay_us(graph, rounds)

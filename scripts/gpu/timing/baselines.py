@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastslots.benchmark import Provider
 from gpu.job import Job
-from gpu.measure import measure
-from gpu.shapes import BASELINES, DRY_RUN, case_of
+from gpu.timing.measure import measure
+from gpu.timing.shapes import BASELINES, DRY_RUN, case_of
 
 GRADIENTS = ("no-grad", "implicit")
 COMPILED = ("reference", "torch")

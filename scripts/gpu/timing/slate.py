@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from fastslots.benchmark import StepProvider, choose_step_providers, run_step_benchmark, step_cases
 from fastslots.models.slate.config import SLATEConfig
 from gpu.job import Job, Skip
+from gpu.timing.measure import keep
 
 BATCH_SIZE, VOCAB_SIZE = 50, 4096
 IMAGE_SIZES = (64, 128)
@@ -20,8 +19,6 @@ TINY = SLATEConfig(
     slot_size=16,
     mlp_hidden_size=16,
 )
-
-
 COMPILED = (
     StepProvider("public", "unrolled"),
     StepProvider("public", "unrolled", compiled=True),
@@ -51,7 +48,4 @@ def _measure(job: Job, unit: str) -> None:
         time_limit_s=10.0,
         progress=print,
     )
-    for row in results.rows:
-        job.row(unit, result=asdict(row))
-    for entry in results.skipped:
-        job.row(unit, skipped=asdict(entry))
+    keep(job, unit, results)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu.job import Job, Skip
-from gpu.shapes import DRY_RUN
+from gpu.timing.shapes import DRY_RUN
 
 SHAPES = ("clevr", "slate128", "dinosaur", "slate64")
 KERNELS = "regex:^_[a-z_]+_kernel$"  # as they are named in Python
@@ -40,7 +40,7 @@ def _count(job: Job, shape: str) -> bool:
     command += ["--kernel-name", KERNELS, "--csv", "--page", "raw", "--log-file", str(path)]
     for section in SECTIONS:
         command += ["--section", section]
-    command += [sys.executable, "-m", "gpu.workload", shape]
+    command += [sys.executable, "-m", "gpu.profiling.workload", shape]
     done = subprocess.run(command, timeout=max(job.seconds_left - 2, 1))
     launches = parse(path)
     for counters in launches:

@@ -57,7 +57,7 @@ def run(job: Job, tests: Sequence[str], processes: int) -> bool:
     command = ["-m", "gpu", "-q", "-rA", "-p", "no:cacheprovider", *tests]
     # Warnings of other versions of libraries are shown, and fail nothing.
     command += ["-W", "default", "--timeout", str(SECONDS_PER_TEST), "--timeout-method", "thread"]
-    command += ["-p", "gpu.poisoned"]
+    command += ["-p", "gpu.checks.poisoned"]
     if processes and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(processes), "--max-worker-restart", "50"]
     code = pytest.main(command, plugins=[reporter])

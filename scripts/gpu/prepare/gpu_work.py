@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -26,10 +25,12 @@ from fastslots.models.slate import SLATE, SLATEConfig
 from fastslots.tools import gradcheck
 from fastslots.training.validation import slot_sums, validation_keys
 from fastslots_kernels.fused.launch import Launch, record_launches
-from gpu import attention, memcheck, shapes, slate, smoke, tune, unit_tests
-from gpu.fake_gpu import CPU, distinct, fake_gpu, record
+from gpu.checks import memcheck, smoke, unit_tests
+from gpu.prepare.fake_gpu import CPU, distinct, fake_gpu, record
+from gpu.profiling import attention, tune
+from gpu.runner import SCRIPTS
+from gpu.timing import shapes, slate
 
-ROOT = Path(__file__).parents[2]
 META = torch.device("meta")
 COUNTS = (1, 2, 3, 7)  # of iterations: more launch nothing else
 
@@ -60,7 +61,7 @@ def gpu_tests(arguments: tuple[str, ...] = ()) -> Iterator[Recorded]:
     """The tests themselves; each ends where it would compare numbers."""
     recorder = _Recorder()
     options = ["-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    tests = [str(ROOT / name) for name in unit_tests.TESTS]
+    tests = [str(SCRIPTS.parent / name) for name in unit_tests.TESTS]
     printed = io.StringIO()
     with fake_gpu(), redirect_stdout(printed):  # or all would be skipped for want of a GPU
         pytest.main([*tests, *options, *arguments], plugins=[recorder])

@@ -13,9 +13,9 @@ import torch
 from fastslots.benchmark import Call, Problem, Provider
 from fastslots.benchmark.attention.check import MOST_ITERATIONS_CHECKED
 from fastslots.benchmark.measure.precision import matmul_precision
-from gpu.baselines import COMPILED, units
 from gpu.job import Job, Skip
-from gpu.shapes import case_of
+from gpu.timing.baselines import COMPILED, units
+from gpu.timing.shapes import case_of
 
 PROCESSES = 16
 THREADS = 1  # of the compiler in each
@@ -33,7 +33,7 @@ def _compile_all(job: Job, names: list[str]) -> bool:
 
     def compile_one(name: str) -> bool:
         start = time.perf_counter()
-        command = [sys.executable, "-m", "gpu.compile", *name.split()]
+        command = [sys.executable, "-m", "gpu.timing.compile", *name.split()]
         environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": str(THREADS)}
         try:
             done = subprocess.run(command, env=environment, timeout=max(job.seconds_left - 2, 1))
