@@ -36,8 +36,8 @@ from fastslots.benchmark import (
     speedup_markdown,
     step_markdown,
 )
-from fastslots.benchmark.attention.reports.tables import environment_line
 from fastslots.benchmark.headline import headline
+from fastslots.benchmark.tables import environment_line
 from fastslots.comparison.record import FILE as COMPARISON
 from fastslots.comparison.record import Comparison
 from fastslots.comparison.report import markdown as comparison_markdown

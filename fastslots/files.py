@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
@@ -18,16 +19,33 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: If it cannot be written; what was there before is untouched.
     """
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write_together({path: write})
+
+
+def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Has several files written as `write_whole`: none takes its name before all are on the disk.
+
+    Args:
+        files: What writes each; they take their names in this order.
+
+    Raises:
+        OSError: If one cannot be written; what was there before is untouched.
+    """
+    own = uuid.uuid4().hex  # another process may be writing the same files
+    partials = {path: path.with_name(f".{path.stem}.{own}.partial{path.suffix}") for path in files}
+    path = next(iter(files))
     try:
-        write(partial)
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
+        for path, write in files.items():
+            write(partials[path])
+            sync(partials[path])
+        for path, partial in partials.items():
+            partial.replace(path)
+            sync(path.parent)
     except OSError as error:
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

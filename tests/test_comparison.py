@@ -1,13 +1,15 @@
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastslots import SLATE
 from fastslots.cli.compare import TINY
-from fastslots.comparison import Settings, compare, plot_comparison
+from fastslots.comparison import Settings, compare, plot, plot_comparison
 from fastslots.comparison import run as runs
 from fastslots.comparison.arm import COLUMNS, Arm, Plan
 from fastslots.comparison.memory import SceneMemory
@@ -154,6 +156,27 @@ def test_what_is_on_the_disk_before_the_end_can_be_drawn(tmp_path, monkeypatch):
     assert Comparison.load(tmp_path / "comparison.json").steps == 10
     for name in ("implicit", "unrolled"):
         SLATE.from_pretrained(tmp_path / name)
+
+
+def test_every_title_stands_over_its_curve(tmp_path, monkeypatch):
+    seen, right = [], plot.figure
+
+    @contextmanager
+    def spy(*arguments, **options):
+        with right(*arguments, **options) as drawn:
+            seen.append(drawn)
+            yield drawn
+
+    monkeypatch.setattr(plot, "figure", spy)
+    path = next((Path(__file__).parents[1] / "benchmarks" / "results").rglob("comparison.json"))
+    plot_comparison(path, tmp_path / "comparison.png")
+    arm = Comparison.load(path).arms["implicit"]
+    panels = {axes.get_title("left"): axes for axes in seen[0].axes}
+    for column, _, title in plot.CURVES:
+        drawn = panels[title].get_lines()[0].get_ydata()
+        assert list(drawn) == [point[POINT.index(column)] for point in arm.curve]
+    drawn = panels["Images per second"].get_lines()[0].get_ydata()
+    assert list(drawn) == [chunk[3] for chunk in arm.chunks]
 
 
 def test_points_are_means_and_largest_values():

@@ -10,6 +10,7 @@ from fastslots.files import (
     check_writable,
     remove_partial,
     write_text,
+    write_together,
     write_whole,
 )
 
@@ -37,6 +38,20 @@ def test_a_write_that_fails_leaves_the_old_file_alone(
         write_whole(path, write)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_file_of_several_takes_its_name_before_all_are_written(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.json", tmp_path / "b.bin"]
+    write_together({path: lambda partial: partial.write_text("old") for path in paths})
+
+    def fail(partial: Path) -> None:
+        partial.write_text("ne")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match=r"b\.bin could not be written: full"):
+        write_together({paths[0]: lambda partial: partial.write_text("new"), paths[1]: fail})
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_an_error_of_the_system_names_the_file(tmp_path: Path) -> None:

@@ -3,12 +3,9 @@
 The one place that does: commands and README use it.
 """
 
-from fastslots.benchmark.attention.calls import Call, IncorrectResultError, Problem, check_call
-from fastslots.benchmark.attention.cases import PRESETS, Case, Skipped, preset
-from fastslots.benchmark.attention.constant_memory import (
-    constant_memory_table,
-    measure_constant_memory,
-)
+from fastslots.benchmark.attention.calls import Call, Problem
+from fastslots.benchmark.attention.cases import PRESETS, Case, preset
+from fastslots.benchmark.attention.check import IncorrectResultError, check_call
 from fastslots.benchmark.attention.providers import Provider, choose_providers
 from fastslots.benchmark.attention.reports.card import (
     accuracy_markdown,
@@ -16,12 +13,17 @@ from fastslots.benchmark.attention.reports.card import (
     kernels_markdown,
 )
 from fastslots.benchmark.attention.reports.plot import plot_case
+from fastslots.benchmark.attention.reports.rows import (
+    constant_memory_table,
+    markdown,
+    result_tables,
+)
 from fastslots.benchmark.attention.reports.speedups import growth, speedup_markdown, speedups
 from fastslots.benchmark.attention.reports.speedups_plot import plot_speedups
-from fastslots.benchmark.attention.reports.tables import markdown, result_tables
 from fastslots.benchmark.attention.results import Results, Row
-from fastslots.benchmark.attention.runner import run_benchmark
+from fastslots.benchmark.attention.runner import measure_constant_memory, run_benchmark
 from fastslots.benchmark.measure.memory import MemoryUse, memory_use
+from fastslots.benchmark.results_file import Skipped
 from fastslots.benchmark.step.cases import (
     BASELINE,
     StepCase,

@@ -12,10 +12,10 @@ from fastslots.benchmark.attention.reports.speedups import (
     OURS_EAGER,
     growth,
 )
-from fastslots.benchmark.attention.reports.tables import markdown_table
 from fastslots.benchmark.attention.results import Results, Row
 from fastslots.benchmark.step.cases import BASELINE
 from fastslots.benchmark.step.results import StepResults, StepRow
+from fastslots.benchmark.tables import markdown_table
 from fastslots.environment import Environment
 
 # Of a CPU: file, case, numbers of iterations. Of every card: cases, with the papers' numbers of iterations.

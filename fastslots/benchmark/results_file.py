@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 
-from fastslots.benchmark.attention.cases import Skipped
 from fastslots.environment import Environment
 from fastslots.files import write_text
 
 SCHEMA = 2
 READABLE = (1, 2)  # rows of 1 lack fields that have defaults
+
+
+Progress = Callable[[str], None]  # told what is done next
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was not measured, and why. None: all values of that field. wrong: its results are."""
+
+    provider: str
+    reason: str
+    case: str | None = None
+    gradient: str | None = None
+    iterations: int | None = None
+    wrong: bool = False
 
 
 class CaseRow(Protocol):
@@ -70,8 +85,7 @@ class ResultsFile(Generic[RowT]):
             OSError: If it cannot be read.
             ValueError: If it is no such file.
         """
-        try:
-            content = json.loads(path.read_text())
+        with json_of(path, "results file") as content:
             if content["schema"] not in READABLE:
                 raise ValueError(f"schema must be one of {READABLE}; got {content['schema']!r}")
             if content["environment"].keys() != Environment.__annotations__.keys():
@@ -81,10 +95,32 @@ class ResultsFile(Generic[RowT]):
                 [cls.row_type(**row) for row in content["rows"]],
                 [Skipped(**entry) for entry in content["skipped"]],
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no results file of fastslots: {error!r}") from error
+
+
+@contextmanager
+def json_of(path: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """What a JSON file holds; whatever is wrong with it inside is an error that names the file.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no JSON file, or no `kind` of fastslots.
+    """
+    try:
+        yield json.loads(path.read_text())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no {kind} of fastslots: {error!r}") from error
 
 
 def quantile(values: Iterable[float], percent: int) -> float:
     """A percentile, interpolated between neighbours."""
     return torch.tensor(list(values), dtype=torch.float64).quantile(percent / 100).item()
+
+
+def out_of_memory(error: Exception) -> str:
+    """Why something did not fit."""
+    return f"out of memory: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the trace that compilers append."""
+    return str(error).strip().partition("\n")[0]

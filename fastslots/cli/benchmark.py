@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from fastslots.benchmark import (
+    PRESETS,
     Case,
+    Results,
     choose_providers,
     markdown,
     plot_case,
@@ -19,8 +21,12 @@ from fastslots.benchmark import (
     result_tables,
     run_benchmark,
 )
-from fastslots.benchmark.attention.reports.tables import environment_line, legend, skipped_lines
+from fastslots.benchmark.attention.cases import DEFAULT_ITERATIONS, DTYPES, GRADIENTS, PRECISIONS
+from fastslots.benchmark.attention.providers import BACKENDS, PACKAGE
+from fastslots.benchmark.attention.reports.rows import legend
+from fastslots.benchmark.tables import environment_line, skipped_lines
 from fastslots.cli.benchmark_slate import slate
+from fastslots.cli.flags import Device, Repeats, listed, with_flags
 from fastslots.cli.paths import any_path
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device
@@ -28,58 +34,91 @@ from fastslots.files import check_writable
 
 # Compiling 63 unrolled iterations takes minutes on two cores.
 CPU_COMPILE_LIMIT_S = 20.0
+USUAL = {"cuda": "slate64", "cpu": "small"}
+# By flag: the fields of a case that it sets, the later flag last.
+FIELDS = {
+    "batch": ("batch",),
+    "inputs": ("num_inputs",),
+    "width": ("input_size", "slot_size", "mlp_hidden_size"),
+    "mlp_width": ("mlp_hidden_size",),
+    "slots": ("num_slots",),
+    "heads": ("num_heads",),
+}
 
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help=f"{listed(PRESETS)}. Default: {USUAL['cuda']} on CUDA, {USUAL['cpu']} on a CPU.",
+    ),
+]
+Backends = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"{', '.join(BACKENDS)} or, if it is installed, {PACKAGE} of PyPI; may be repeated. "
+        "Default: the first three, if they can run."
+    ),
+]
+Gradients = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"{', '.join(GRADIENTS)}, or no-grad for forwards alone; may be repeated. "
+        "Default: the first two."
+    ),
+]
+Iterations = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Numbers of iterations, as 1,3,7. Default: {','.join(map(str, DEFAULT_ITERATIONS))}."
+    ),
+]
+Dtype = Annotated[
+    str | None, typer.Option(help=f"{listed(DTYPES)}. Default: {next(iter(DTYPES))}.")
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Of products: ieee (tf32 off), tf32, or bf16 (autocast); the last two with float32. "
+        f"Default: {PRECISIONS[0]}."
+    ),
+]
 
 app = typer.Typer()
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What may be another than the preset's.
+
+    Args:
+        batch: B. Default, as below: the preset's.
+        inputs: N, inputs per image.
+        width: C, D and the width of the MLP: inputs and slots.
+        mlp_width: Hidden width of the MLP.
+        slots: K.
+        heads: H.
+    """
+
+    batch: int
+    inputs: int
+    width: int
+    mlp_width: int
+    slots: int
+    heads: int
+
+
 @app.callback(invoke_without_command=True)
+@with_flags({"shape": Shape}, plain=True)
 def benchmark(
     context: typer.Context,
-    preset_name: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            help="small, slate64, slate96, slate128, clevr, dinosaur, dinosaur24, long or cpu-targets. "
-            "Default: slate64 on CUDA, small on a CPU.",
-        ),
-    ] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="reference, torch, triton or, if it is installed, slot-attention of PyPI; may be "
-            "repeated. Default: the first three, if they can run."
-        ),
-    ] = None,
-    gradient: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="unrolled, implicit, or no-grad for forwards alone; may be repeated. "
-            "Default: the first two."
-        ),
-    ] = None,
-    iterations: Annotated[
-        str | None,
-        typer.Option(help="Numbers of iterations, as 1,3,7. Default: 1,3,7,15,31,63,127."),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16 or float64. Default: float32.")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Of products: ieee (tf32 off), tf32, or bf16 (autocast); the last two with float32. "
-            "Default: ieee."
-        ),
-    ] = None,
-    batch: Annotated[int | None, typer.Option(help="B. Default, as below: the preset's.")] = None,
-    inputs: Annotated[int | None, typer.Option(help="N, inputs per image.")] = None,
-    width: Annotated[
-        int | None, typer.Option(help="C, D and the width of the MLP: inputs and slots.")
-    ] = None,
-    mlp_width: Annotated[int | None, typer.Option(help="Hidden width of the MLP.")] = None,
-    slots: Annotated[int | None, typer.Option(help="K.")] = None,
-    heads: Annotated[int | None, typer.Option(help="H.")] = None,
+    preset_name: Preset = None,
+    backend: Backends = None,
+    gradient: Gradients = None,
+    iterations: Iterations = None,
+    dtype: Dtype = None,
+    precision: Precision = None,
+    *,
+    flags: dict[str, dict[str, int]],
     compile: Annotated[
         bool,
         typer.Option(
@@ -102,7 +141,7 @@ def benchmark(
             f"Default: {CPU_COMPILE_LIMIT_S:.0f} on a CPU, none on CUDA."
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds of timing.")] = 20,
+    repeats: Repeats = 20,
     time_limit: Annotated[
         float, typer.Option(help="Seconds for timing one shape; no less than 3 rounds.")
     ] = 15.0,
@@ -110,7 +149,7 @@ def benchmark(
     output: Annotated[
         Path, typer.Option(parser=any_path, help="Folder for the JSON file and the plots.")
     ] = Path("runs/benchmark"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Measures slot attention against the number of iterations: time, memory kept, peak memory.
 
@@ -121,34 +160,12 @@ def benchmark(
         _refuse_flags(context)
         return
     where = choose_device(device)
-    usual = "slate64" if where.type == "cuda" else "small"
-    name = usual if preset_name is None else preset_name
-    changes = {
-        "batch": batch,
-        "num_inputs": inputs,
-        "input_size": width,
-        "slot_size": width,
-        "mlp_hidden_size": width if mlp_width is None else mlp_width,
-        "num_slots": slots,
-        "num_heads": heads,
-    }
-    cases = _cases(name, {field: value for field, value in changes.items() if value is not None})
-    if dtype is not None or precision is not None:
-        kind = {
-            "dtype": "float32" if dtype is None else dtype,
-            "precision": "ieee" if precision is None else precision,
-        }
-        cases = [dataclasses.replace(case, **kind) for case in cases]  # type: ignore[arg-type]
-    if iterations is not None:
-        counts = _parse_iterations(iterations)
-        cases = [dataclasses.replace(case, iterations=counts) for case in cases]
-    providers, skipped = choose_providers(
-        where, backend, gradient or ("unrolled", "implicit"), compile, graphs
-    )
+    name = USUAL[where.type] if preset_name is None else preset_name
+    cases = _cases(name, flags["shape"], dtype, precision, iterations)
+    providers, skipped = choose_providers(where, backend, gradient or GRADIENTS, compile, graphs)
     check_writable(output)
     if compile_limit is None:
         compile_limit = CPU_COMPILE_LIMIT_S if where.type == "cpu" else math.inf
-
     with Console(stderr=True).status("measuring") as status:
         results = run_benchmark(
             cases,
@@ -161,16 +178,7 @@ def benchmark(
             energy_s=energy,
             progress=status.update,
         )
-    show_results(
-        markdown(results),
-        result_tables(results),
-        [*skipped_lines(results.skipped), legend(results), environment_line(results.environment)],
-    )
-    results.save(output / f"{name}.json")
-    if plot:
-        for case in results.cases():
-            plot_case(results, case, output / f"{case}.png")
-    typer.echo(f"wrote {output / name}.json" + " and a plot for every shape" * plot)
+    _leave(results, output, name, plot)
     if results.wrong:
         raise typer.Exit(1)
 
@@ -188,13 +196,26 @@ def _refuse_flags(context: typer.Context) -> None:
             )
 
 
-def _cases(name: str, changes: dict[str, int]) -> list[Case]:
+def _cases(
+    name: str,
+    shape: dict[str, int],
+    dtype: str | None,
+    precision: str | None,
+    iterations: str | None,
+) -> list[Case]:
+    """The cases of a preset with what was given in place of what they hold."""
     cases = list(preset(name))
-    if not changes:
-        return cases
-    if len(cases) > 1:
+    if shape and len(cases) > 1:
         raise ValueError(f"preset {name!r} has several shapes: leave the flags of shapes out")
-    return [dataclasses.replace(cases[0], **changes)]  # type: ignore[arg-type]
+    changes: dict[str, Any] = {
+        field: value for flag, value in shape.items() for field in FIELDS[flag]
+    }
+    if dtype is not None or precision is not None:
+        changes["dtype"] = "float32" if dtype is None else dtype
+        changes["precision"] = PRECISIONS[0] if precision is None else precision
+    if iterations is not None:
+        changes["iterations"] = _parse_iterations(iterations)
+    return [replace(case, **changes) for case in cases]
 
 
 def _parse_iterations(text: str) -> tuple[int, ...]:
@@ -202,3 +223,17 @@ def _parse_iterations(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"iterations must be positive ints, as 1,3,7; got {text!r}") from None
+
+
+def _leave(results: Results, output: Path, name: str, plot: bool) -> None:
+    """Shows the results and writes their files."""
+    show_results(
+        markdown(results),
+        result_tables(results),
+        [*skipped_lines(results.skipped), legend(results), environment_line(results.environment)],
+    )
+    results.save(output / f"{name}.json")
+    if plot:
+        for case in results.cases():
+            plot_case(results, case, output / f"{case}.png")
+    typer.echo(f"wrote {output / name}.json" + " and a plot for every shape" * plot)

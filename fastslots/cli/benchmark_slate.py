@@ -17,9 +17,16 @@ from fastslots.benchmark import (
     step_markdown,
     step_tables,
 )
-from fastslots.benchmark.attention.reports.tables import environment_line, skipped_lines
-from fastslots.benchmark.step.cases import IMAGE_SIZES, VOCAB_SIZES
+from fastslots.benchmark.attention.cases import GRADIENTS
+from fastslots.benchmark.step.cases import (
+    IMAGE_SIZES,
+    IMPLEMENTATIONS,
+    PRECISIONS,
+    VOCAB_SIZES,
+)
 from fastslots.benchmark.step.report import LEGEND
+from fastslots.benchmark.tables import environment_line, skipped_lines
+from fastslots.cli.flags import Device, Repeats, listed
 from fastslots.cli.paths import any_path
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device
@@ -28,33 +35,45 @@ from fastslots.files import check_writable
 BATCH_SIZES = {"cuda": 50, "cpu": 4}
 NAME = "slate-steps"
 
+ImageSizes = Annotated[
+    list[int] | None,
+    typer.Option(help=f"Pixels per side; may be repeated. Default: {listed(IMAGE_SIZES, 'and')}."),
+]
+VocabSizes = Annotated[
+    list[int] | None,
+    typer.Option(
+        help=f"V, tokens of the dVAE; may be repeated. Default: {listed(VOCAB_SIZES, 'and')}."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help=f"Images per step. Default: {BATCH_SIZES['cuda']} on CUDA, {BATCH_SIZES['cpu']} on a CPU."
+    ),
+]
+Providers = Annotated[
+    list[str] | None,
+    typer.Option(help=f"{listed(IMPLEMENTATIONS)}; may be repeated. Default: both."),
+]
+Gradients = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"{listed(GRADIENTS)}, of fastslots; may be repeated. Default: both. "
+        "public is always unrolled."
+    ),
+]
+Precision = Annotated[
+    str, typer.Option(help=f"{', or '.join(PRECISIONS)}: autocast with weights in float32.")
+]
+
 
 def slate(
-    image_size: Annotated[
-        list[int] | None,
-        typer.Option(help="Pixels per side; may be repeated. Default: 64, 96 and 128."),
-    ] = None,
-    vocab_size: Annotated[
-        list[int] | None,
-        typer.Option(help="V, tokens of the dVAE; may be repeated. Default: 1024 and 4096."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images per step. Default: 50 on CUDA, 4 on a CPU.")
-    ] = None,
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(help="public or fastslots; may be repeated. Default: both."),
-    ] = None,
-    gradient: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="unrolled or implicit, of fastslots; may be repeated. Default: both. "
-            "public is always unrolled."
-        ),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="float32, or bf16: autocast with weights in float32.")
-    ] = "float32",
+    image_size: ImageSizes = None,
+    vocab_size: VocabSizes = None,
+    batch_size: BatchSize = None,
+    provider: Providers = None,
+    gradient: Gradients = None,
+    precision: Precision = PRECISIONS[0],
     compile: Annotated[
         bool | None,
         typer.Option(
@@ -71,7 +90,7 @@ def slate(
             "out, the first not counted. Default: none."
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Rounds of timing.")] = 20,
+    repeats: Repeats = 20,
     time_limit: Annotated[
         float,
         typer.Option(
@@ -81,7 +100,7 @@ def slate(
     output: Annotated[
         Path, typer.Option(parser=any_path, help="Folder for the JSON file and the plot.")
     ] = Path("runs/benchmark"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Measures SLATE's training step against SLATE in the form of its public code: time and memory.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastslots.cli.flags import with_flags
+from fastslots.cli.flags import Device, with_flags
 from fastslots.cli.paths import utf8_path
 from fastslots.cli.tables import show_results
 from fastslots.comparison import Settings
@@ -45,7 +45,7 @@ def compare(
             help="Of each model, if they fit. Default: as many as fit.", show_default=False
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     no_clip: Annotated[bool, typer.Option("--no-clip", help="No gradient clipping.")] = False,
     graphs: Annotated[
         bool, typer.Option("--graphs/--no-graphs", help="On CUDA, replay steps as CUDA graphs.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import Field, fields
 from typing import Annotated, Any, Optional, get_type_hints
 
 import typer
 
 Command = Callable[..., Any]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Repeats = Annotated[int, typer.Option(help="Rounds of timing.")]
 
 
 def with_flags(
@@ -19,24 +21,27 @@ def with_flags(
     on_cpu: Mapping[str, Mapping[str, Any]] | None = None,
     without: Collection[str] = (),
     default: str | None = None,
+    plain: bool = False,
 ) -> Callable[[Command], Command]:
     """Adds a flag to a command for every field of some dataclasses.
 
     The command receives the flags that were given as keyword arguments ``flags``, a dict by the name of
-    the group.
+    the group; the help shows them where ``flags`` stands among its parameters.
 
     Args:
         groups: Dataclasses by group name. No field name may occur twice.
         on_cpu: The defaults that differ on a CPU, by group and field, for the help.
         without: Fields that get no flag.
         default: What the help calls the default of every flag. Default: the field's.
+        plain: Whether the help says nothing of defaults, and gives groups no panel of their own.
     """
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command)
-        own = [p for name, p in signature.parameters.items() if name != "flags"]
         hints = get_type_hints(command, include_extras=True)
-        parameters = [p.replace(annotation=hints[p.name]) for p in own]
+        own = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+        place = list(signature.parameters).index("flags")
+        parameters: list[inspect.Parameter] = []
         owner: dict[str, str] = {}
         for group, cls in groups.items():
             types, help_texts = get_type_hints(cls), argument_help(cls)
@@ -51,8 +56,8 @@ def with_flags(
                     usual += f"; on a CPU: {on_cpu[group][field.name]}"
                 option = typer.Option(
                     flag,
-                    help=f"{help_texts[field.name]} ({usual})",
-                    rich_help_panel=group.capitalize(),
+                    help=help_texts[field.name] + f" ({usual})" * (not plain),
+                    rich_help_panel=None if plain else group.capitalize(),
                     show_default=False,
                 )
                 parameters.append(
@@ -64,6 +69,8 @@ def with_flags(
                         annotation=Annotated[Optional[types[field.name]], option],  # noqa: UP045
                     )
                 )
+
+        parameters = [*own[:place], *parameters, *own[place + 1 :]]
 
         def run(**arguments: Any) -> Any:
             flags: dict[str, dict[str, Any]] = {group: {} for group in groups}
@@ -90,6 +97,12 @@ def _in_reading_order(cls: type) -> list[Field[Any]]:
     rest = [field for field in found if field not in added]
     place = 1 + [field.name for field in rest].index(cls.added_after)  # type: ignore[attr-defined]
     return [*rest[:place], *added, *rest[place:]]
+
+
+def listed(values: Iterable[object], last: str = "or") -> str:
+    """Values as help names them: "1, 2 or 3"."""
+    *others, end = map(str, values)
+    return f"{', '.join(others)} {last} {end}"
 
 
 def argument_help(cls: type) -> dict[str, str]:

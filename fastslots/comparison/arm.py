@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastslots.benchmark.measure.graphs import capture
 from fastslots.comparison.memory import SceneMemory
 from fastslots.comparison.settings import Settings
 from fastslots.models.slate import SLATE, SLATEConfig, TrainableSLATE
@@ -124,11 +125,8 @@ class Arm:
         Raises:
             RuntimeError: If something in it cannot be captured.
         """
-        graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)  # the graph's gradients lie in its own memory
-        with torch.cuda.graph(graph):
-            self._step()
-        self.graph = graph
+        self.graph, _ = capture(self._step)
 
     def _step(self) -> None:
         """Forward and backward in bf16 on CUDA, norms, clipping, Adam."""

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from fastslots.benchmark.results_file import json_of
 from fastslots.comparison.arm import COLUMNS
 from fastslots.environment import Environment
 from fastslots.files import write_text
@@ -114,14 +115,11 @@ class Comparison:
             OSError: If it cannot be read.
             ValueError: If it is no such file.
         """
-        try:
-            content = json.loads(path.read_text())
+        with json_of(path, "comparison") as content:
             if content.pop("schema") != SCHEMA or tuple(content.pop("point")) != POINT:
                 raise ValueError(f"schema must be {SCHEMA}")
             arms = {name: ArmRecord(**arm) for name, arm in content.pop("arms").items()}
             return cls(arms=arms, **content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no comparison of fastslots: {error!r}") from error
 
 
 def _short(value: float) -> float:

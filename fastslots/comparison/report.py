@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastslots.benchmark.attention.reports.tables import markdown_table, terminal_table
+from fastslots.benchmark.tables import known, markdown_table, terminal_table
 from fastslots.comparison.record import POINT, ArmRecord, Comparison
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _row(name: str, arm: ArmRecord, batch_size: int) -> list[str]:
         str(steps) if diverged is None else f"diverged after {diverged}",
         f"{steps * batch_size / seconds:.0f}" if seconds else "-",
         f"{1e3 * seconds / steps:.2f}" if steps else "-",
-        "-" if arm.peak_mib is None else f"{arm.peak_mib:.0f}",
+        known(arm.peak_mib, "{:.0f}".format),
         f"{sum(last) / len(last):.3g}" if last else "-",
         f"{max(point[largest] for point in arm.curve):.3g}" if last else "-",
         *(_score(arm.evaluation.get(metric), digits) for metric, digits, _ in EVALUATED),

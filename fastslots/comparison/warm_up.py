@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
-
+from fastslots.benchmark.measure.graphs import side_stream
+from fastslots.benchmark.measure.memory import memory_use
+from fastslots.benchmark.results_file import first_line
+from fastslots.benchmark.tables import MIB
 from fastslots.comparison.arm import Arm, Plan
 
 CAPTURED = "yes"
@@ -30,7 +32,7 @@ class Cost:
 
 def warm_up(arm: Arm, plan: Plan) -> Cost:
     """Takes the steps of a plan eagerly, and again, and says what these cost."""
-    with _side_stream(arm.device):
+    with nullcontext() if arm.device.type == "cpu" else side_stream(arm.device):
         arm.run(plan)  # compiles kernels, makes Adam's state
         peak = _peak_mib(arm, plan)
         return Cost(step_ms(arm, plan), peak)
@@ -54,30 +56,13 @@ def capture(arms: Mapping[str, Arm]) -> str:
     except RuntimeError as error:
         for arm in arms.values():
             arm.graph = None
-        return f"failed: {str(error).strip().splitlines()[0]}"
+        return f"failed: {first_line(error)}"
     return CAPTURED
-
-
-@contextmanager
-def _side_stream(device: torch.device) -> Iterator[None]:
-    """A stream beside the present one, where what comes before a capture should run."""
-    if device.type == "cpu":
-        yield
-        return
-    present, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    side.wait_stream(present)
-    with torch.cuda.stream(side):
-        yield
-    present.wait_stream(side)
 
 
 def _peak_mib(arm: Arm, plan: Plan) -> float | None:
     if arm.device.type == "cpu":
         return None
     arm.optimizer.zero_grad(set_to_none=True)
-    torch.cuda.synchronize(arm.device)
-    before = torch.cuda.memory_allocated(arm.device)
-    torch.cuda.reset_peak_memory_stats(arm.device)
-    arm.run(plan)
-    torch.cuda.synchronize(arm.device)
-    return round((torch.cuda.max_memory_allocated(arm.device) - before) / 2**20, 2)
+    used = memory_use(lambda: arm.run(plan), lambda _: None, arm.device)
+    return round(used.peak_bytes / MIB, 2)

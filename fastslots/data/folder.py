@@ -47,16 +47,7 @@ _ABSENT = (
     errno.ENAMETOOLONG,
     errno.ESTALE,
 )
-# EXIF's orientations 2 to 8, as names of Image.Transpose.
-_TRANSPOSE = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
+_EXIF_ORIENTATION = 0x0112
 
 
 class CorruptImageError(OSError):
@@ -302,13 +293,14 @@ def _to_rgb(image: "Image.Image") -> "Image.Image":
 def _orientation(image: "Image.Image") -> int:
     """EXIF's orientation, 1 (upright) where the EXIF data are missing or damaged."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except _DECODING_ERRORS:
         return 1
 
 
 def _upright(image: "Image.Image", orientation: int) -> "Image.Image":
-    if orientation not in _TRANSPOSE:
-        return image
-    transpose = require("PIL.Image", "train").Transpose
-    return image.transpose(transpose[_TRANSPOSE[orientation]])
+    """Turns an image from EXIF's orientation; those of its own EXIF data, which may be damaged, go."""
+    image.info.clear()
+    image.getexif()[_EXIF_ORIENTATION] = orientation
+    upright: Image.Image = require("PIL.ImageOps", "train").exif_transpose(image)
+    return upright

@@ -2,9 +2,7 @@
 
 import json
 import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastslots._extras import require
+from fastslots.files import write_together
 from fastslots.models import state_dicts
 
 CONFIG_FILE = "config.json"
@@ -109,11 +108,12 @@ def save(folder: str | os.PathLike[str], config: Any, state: Mapping[str, Tensor
     settings = json.dumps(asdict(config), indent=2) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        _written_beside(folder / CONFIG_FILE, settings.encode()),
-        _written_beside(folder / WEIGHTS_FILE, weights),
-    ):
-        pass
+    write_together(
+        {
+            folder / WEIGHTS_FILE: lambda partial: partial.write_bytes(weights),
+            folder / CONFIG_FILE: lambda partial: partial.write_text(settings),
+        }
+    )
 
 
 def load(folder: str | os.PathLike[str], config_class: type[Any]) -> tuple[Any, dict[str, Tensor]]:
@@ -178,18 +178,3 @@ def _read_config(path: Path, config_class: type[Any]) -> Any:
         return config_class(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-@contextmanager
-def _written_beside(path: Path, content: bytes) -> Iterator[None]:
-    """Writes ``content`` beside ``path`` on entry; on exit it takes the name ``path``."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -61,4 +62,4 @@ def longest_loop(text: str) -> int:
 
 
 def _up(count: int, unit: int) -> int:
-    return -(-count // unit) * unit
+    return math.ceil(count / unit) * unit

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from gpu.job import Job, Skip
-from gpu.runner import BACK, SCRIPTS, Run, pack, run_stages
+from gpu.runner import BACK, SCRIPTS, Run, pack, run_stages, with_sources
 from gpu.stages import CALLS, STAGES, Stage
 
-GPU = SCRIPTS / "gpu"
 MOST_SECONDS_TO_UNPACK = 60.0
 DESCRIPTION = """\
 All that needs a GPU, for a machine that is there for a few minutes and keeps nothing.
@@ -82,9 +81,10 @@ def main(command: list[str] | None = None) -> int:
     flags = parse(command)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that stages end with the program
     if flags.command == "prepare":
-        return subprocess.run([sys.executable, str(GPU / "prepare.py"), *flags.rest]).returncode
+        command = [sys.executable, "-m", "gpu.prepare.archive", *flags.rest]
+        return subprocess.run(command, env=os.environ | with_sources()).returncode
     if flags.command == "report":
-        return int(importlib.import_module("gpu.report").main(flags.rest))
+        return int(importlib.import_module("gpu.reports.files").main(flags.rest))
     if flags.command == "stage":
         return _run_one(STAGES[flags.name], flags)
     try:
@@ -107,7 +107,7 @@ def _run_all(flags: argparse.Namespace) -> int:
     run = Run(started, output, archives, end, environment, flags.dry_run)
     stages = [stage for stage in CALLS[flags.command] if stage.name in (flags.only or STAGES)]
     records = run_stages(stages, run)
-    text = importlib.import_module("gpu.summary").summary(output, environment, records)
+    text = importlib.import_module("gpu.reports.summary").summary(output, environment, records)
     text += _card_state()
     (output / "summary.txt").write_text(text + "\n")
     pack(output, run.archives)
@@ -122,7 +122,7 @@ def _run_one(stage: Stage, flags: argparse.Namespace) -> int:
     job = Job(stage.name, flags.output, flags.run, flags.end, environment, device, flags.dry_run)
     print(json.dumps(environment), flush=True)
     try:
-        importlib.import_module(f"gpu.{stage.source}").main(job)
+        importlib.import_module(f"gpu.{stage.module}").main(job)
     except Skip as skip:
         job.row("all", outcome="skipped", reason=str(skip))
     return 0
@@ -150,12 +150,13 @@ def _use_cache(archive: Path) -> None:
     """
     if not archive.exists():
         raise FileNotFoundError(f"--cache {archive} is not there")
+    cache = importlib.import_module("gpu.prepare.cache")
     folder = Path(tempfile.mkdtemp(prefix="fastslots-kernels-"))
-    command = [sys.executable, str(GPU / "cache.py"), str(archive), str(folder)]
+    command = [sys.executable, str(cache.__file__), str(archive), str(folder)]
     with suppress(subprocess.TimeoutExpired):
         code = subprocess.run(command, timeout=MOST_SECONDS_TO_UNPACK).returncode
         print(f"{archive}: unpacked into {folder}, exit code {code}", flush=True)
-    os.environ.update(importlib.import_module("gpu.cache").environment(folder))
+    os.environ.update(cache.environment(folder))
 
 
 def _card_state() -> str:

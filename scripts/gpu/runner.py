@@ -55,6 +55,12 @@ class Run:
         return self.end - RESERVE - time.time()
 
 
+def with_sources() -> dict[str, str]:
+    """Variables of processes that import from this checkout."""
+    paths = [*SOURCES, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 def run_stages(stages: Sequence[Stage], run: Run) -> list[Row]:
     """Runs those that are not done, and returns a record of each; all is packed after every one."""
     records = []
@@ -162,10 +168,7 @@ def _command(stage: Stage, run: Run, end: float) -> list[str]:
 
 def _run(stage: Stage, run: Run, end: float, log: IO[str]) -> int | None:
     """The exit code; None if it took too long. What the stage started ends with it."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*SOURCES, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = os.environ | with_sources() | {"PYTHONUNBUFFERED": "1"}
     if run.dry_run:  # of tiny tensors, which a second thread makes slower
         environment["OMP_NUM_THREADS"] = "1"
     environment.pop("TRITON_INTERPRET", None)

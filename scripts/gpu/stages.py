@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """A step of the program, run in processes of its own.
 
     Args:
         name: Of the stage and its files.
         most_s: Seconds in all.
-        module: In this folder, with a function `main` that takes a `Job` and may raise `Skip`. Default:
-            the stage's name.
+        module: In this package, with a function `main` that takes a `Job` and may raise `Skip`.
     """
 
     name: str
     most_s: float
-    module: str = ""
-
-    @property
-    def source(self) -> str:
-        """Name of the module."""
-        return self.module or self.name
+    module: str
 
 
 FIRST = (
-    Stage("smoke", 60),
-    Stage("times", 80),
-    Stage("unit_tests", 120),
-    Stage("attention", 60),
-    Stage("kernels", 30),
-    Stage("tune", 90),
-    Stage("counters", 60),
+    Stage("smoke", 60, "checks.smoke"),
+    Stage("times", 80, "timing.times"),
+    Stage("unit_tests", 120, "checks.unit_tests"),
+    Stage("attention", 60, "profiling.attention"),
+    Stage("kernels", 30, "profiling.kernels"),
+    Stage("tune", 90, "profiling.tune"),
+    Stage("counters", 60, "profiling.counters"),
 )
 SECOND = (
-    Stage("smoke_again", 40, "smoke"),
-    Stage("unit_tests_again", 90, "unit_tests"),
-    Stage("times_again", 60, "times"),
-    Stage("kernels_again", 20, "kernels"),
-    Stage("compile", 110),
-    Stage("baselines", 110),
-    Stage("flat", 45),
-    Stage("slate", 60),
-    Stage("slate_compiled", 240, "slate"),
-    Stage("memcheck", 45),
-    Stage("train", 600),
+    Stage("smoke_again", 40, "checks.smoke"),
+    Stage("unit_tests_again", 90, "checks.unit_tests"),
+    Stage("times_again", 60, "timing.times"),
+    Stage("kernels_again", 20, "profiling.kernels"),
+    Stage("compile", 110, "timing.compile"),
+    Stage("baselines", 110, "timing.baselines"),
+    Stage("flat", 45, "timing.flat"),
+    Stage("slate", 60, "timing.slate"),
+    Stage("slate_compiled", 240, "timing.slate"),
+    Stage("memcheck", 45, "checks.memcheck"),
+    Stage("train", 600, "timing.train"),
 )
 CALLS = {"first": FIRST, "second": SECOND}
 STAGES = {stage.name: stage for stage in FIRST + SECOND}

@@ -25,8 +25,8 @@ COMMON = """
 import sys
 from pathlib import Path
 import torch
-from gpu import cache, gpu_work, prepare
-from gpu.fake_gpu import Pointer, fake_gpu, record
+from gpu.prepare import archive, cache, gpu_work
+from gpu.prepare.fake_gpu import Pointer, fake_gpu, record
 from fastslots import SlotAttention
 
 def attend(size):
@@ -55,7 +55,7 @@ def run_python(program: str, **variables: str) -> subprocess.CompletedProcess[st
 
 
 def prepare(folder: Path) -> subprocess.CompletedProcess[str]:
-    return run_python(f"{COMMON}    sys.exit(prepare.prepare(Path({str(folder)!r}), 1, work(48)))")
+    return run_python(f"{COMMON}    sys.exit(archive.prepare(Path({str(folder)!r}), 1, work(48)))")
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,10 @@ def test_what_is_there_is_not_compiled_again(archive: Path) -> None:
 def find(archive: Path, folder: Path, size: int) -> subprocess.CompletedProcess[str]:
     program = f"{COMMON}    cache.unpack(Path({str(archive)!r}), Path({str(folder)!r}))"
     assert run_python(program).returncode == 0
-    program = f"{COMMON}    sys.exit(prepare.find_all({str(folder)!r}, work({size})))"
-    return run_python(program, first=str(GPU / "fixed_key"), TRITON_CACHE_DIR=str(folder))
+    program = f"{COMMON}    sys.exit(archive.find_all({str(folder)!r}, work({size})))"
+    return run_python(
+        program, first=str(GPU / "prepare" / "fixed_key"), TRITON_CACHE_DIR=str(folder)
+    )
 
 
 def test_what_was_prepared_is_found_elsewhere(
@@ -113,7 +115,7 @@ def test_a_launcher_for_any_pointer_is_that_of_the_kernel(num_kernels: int) -> N
     from triton.backends.nvidia.driver import make_launcher
     for launch in work(48)[0].launches:
         key = configuration_of(launch)
-        types = dict(enumerate(prepare.launcher_types(key)))
+        types = dict(enumerate(archive.launcher_types(key)))
         own = make_launcher(dict(key.constants), dict(key.signature), None)
         assert make_launcher({{}}, types, None) == own
         print(key.kernel)
@@ -157,7 +159,7 @@ def test_keys_are_fixed_and_nothing_is_imported_for_it(tmp_path: Path) -> None:
     run = run_python(
         "import sys; print('triton' in sys.modules, 'torch' in sys.modules)\n"
         "from triton.runtime.autotuner import triton_key; print(triton_key())",
-        first=os.pathsep.join([str(GPU / "fixed_key"), str(tmp_path)]),
+        first=os.pathsep.join([str(GPU / "prepare" / "fixed_key"), str(tmp_path)]),
     )
     assert run.stdout.splitlines() == [
         "the next one runs",

@@ -20,7 +20,7 @@ from fastslots.benchmark import (
     run_step_benchmark,
     step_cases,
 )
-from tests.benchmark.test_speedups import gpu_rows
+from tests.benchmark.attention.test_speedups import gpu_rows
 from tests.models.slate.small_models import small_config
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -37,7 +37,7 @@ COUNTERS = {
 @pytest.fixture
 def report(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module("gpu.report")
+    return importlib.import_module("gpu.reports.files")
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def stage_program(monkeypatch):
 def test_units_that_fail_hang_or_crash_do_not_stop_the_others(tmp_path, stage_program):
     stage_program(TROUBLED)
     runner, run = module("runner"), make_run(tmp_path)
-    record = runner.run_stage(module("stages").Stage("smoke", 50.0), run)
+    record = runner.run_stage(module("stages").Stage("smoke", 50.0, ""), run)
     assert outcomes(tmp_path) == {
         "good": "passed",
         "raises": "failed",
@@ -156,7 +156,9 @@ def test_units_that_fail_hang_or_crash_do_not_stop_the_others(tmp_path, stage_pr
 @pytest.mark.slow
 def test_a_stage_ends_in_its_time_with_all_that_it_started(tmp_path, stage_program):
     stage_program(ENDLESS)
-    record = module("runner").run_stage(module("stages").Stage("smoke", 5.0), make_run(tmp_path))
+    record = module("runner").run_stage(
+        module("stages").Stage("smoke", 5.0, ""), make_run(tmp_path)
+    )
     assert record["status"] == "stopped"  # and not after the 600 s that its parts sleep
     child = int((tmp_path / "smoke.log").read_text())
     while is_running(child):  # it was killed, and ends as soon as the machine comes to it
@@ -256,7 +258,8 @@ def test_tests_of_a_gpu_are_rows_and_a_poisoned_worker_is_replaced(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     program = (
-        "import sys, time, torch; from pathlib import Path; from gpu import job, unit_tests;"
+        "import sys, time, torch; from pathlib import Path;"
+        "from gpu import job; from gpu.checks import unit_tests;"
         "j = job.Job('unit_tests', Path('.'), '1', time.time() + 60, {}, torch.device('cpu'), False);"
         "print(unit_tests.run(j, ['test_some.py'], 1))"
     )
@@ -284,12 +287,12 @@ def test_tests_of_a_gpu_are_rows_and_a_poisoned_worker_is_replaced(tmp_path):
 def test_reads_the_counters_of_every_launch(tmp_path):
     path = tmp_path / "counters.csv"
     path.write_text(COUNTERS)
-    first, second = module("counters").parse(path)
+    first, second = module("profiling.counters").parse(path)
     assert first["Kernel Name"] == "_attend_kernel"
     assert first["gpu__time_duration.sum [us]"] == 1112.5
     assert second["launch__registers_per_thread [register/thread]"] == 168
     path.write_text("==ERROR== nothing was profiled\n")
-    assert module("counters").parse(path) == []
+    assert module("profiling.counters").parse(path) == []
 
 
 @pytest.mark.parametrize(
@@ -350,7 +353,7 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
 
 
 def test_racecheck_tells_one_instructions_writes_from_races():
-    races = module("memcheck").races
+    races = module("checks.memcheck").races
     text = """\
 ========= Error: Race reported between Write access at _keys_kernel+0x9d0 in update_kernels.py:330
 =========     and Write access at _keys_kernel+0x9d0 in update_kernels.py:330 [11 hazards]

@@ -23,8 +23,7 @@ ROWS = 2 + 2 + 17  # outputs, gradients of inputs and slots, of the weights
 def program(monkeypatch):
     """The module behind the script; `run` takes its arguments as one text."""
     module = importlib.import_module("fastslots.tools.gradcheck")
-    parse = importlib.import_module("fastslots.tools.gradcheck_arguments").parse
-    run = lambda text: module.main(parse([*SMALL, *text.split()]))  # noqa: E731
+    run = lambda text: module.main([*SMALL, *text.split()])  # noqa: E731
     monkeypatch.setattr(module, "run", run, raising=False)
     return module
 

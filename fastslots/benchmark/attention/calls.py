@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,32 +10,24 @@ import torch
 from torch import Tensor
 
 from fastslots.benchmark.attention.cases import DTYPES, Case
-from fastslots.benchmark.attention.package import PACKAGE, PackageModel
-from fastslots.benchmark.attention.providers import Provider
+from fastslots.benchmark.attention.providers import PACKAGE, PackageModel, Provider
 from fastslots.benchmark.measure.graphs import Graphs, Tensors
-from fastslots.benchmark.measure.precision import autocast, products_dtype
+from fastslots.benchmark.measure.precision import autocast
+from fastslots.benchmark.measure.timing import Stopwatch, flush_l2
 from fastslots.slot_attention import SlotAttention
 from fastslots_kernels import SlotAttentionWeights, slot_attention
-from fastslots_kernels.accuracy import compare, largest
-
-# Untrained steps amplify rounding, until only luck would be compared: of 160 correct float32 problems none
-# breaks the rule below at 3 iterations, 4 do at 7. The loop is the same for all counts.
-MOST_ITERATIONS_CHECKED = 3
-
-BY_ORACLE, BY_RUNNING = "float64 reference", "runs: shape, finite numbers"
 
 
-class IncorrectResultError(RuntimeError):
-    """A provider's results are further from the float64 oracle than rounding explains."""
+class Times(NamedTuple):
+    """Of one call, in ms."""
 
+    forward_ms: float
+    backward_ms: float
 
-class Check(NamedTuple):
-    """How a call was checked, and how far its gradients may be trusted."""
-
-    how: str  # `BY_ORACLE` or `BY_RUNNING`
-    gradient_error: float | None = (
-        None  # the worst, over what rounding explains; None: there is none
-    )
+    @property
+    def both_ms(self) -> float:
+        """Forward and backward."""
+        return self.forward_ms + self.backward_ms
 
 
 @dataclass(frozen=True)
@@ -144,6 +135,18 @@ class Call:
         outputs = self.forward()
         return outputs, self.backward(outputs)
 
+    def times(self) -> Times:
+        """Times both, with a cold L2 cache."""
+        flush_l2(self.device)
+        watch = Stopwatch(self.device)
+        outputs = self.forward()
+        watch.mark()
+        grads = self.backward(outputs)
+        watch.mark()
+        times = Times(*watch.laps_ms())
+        del grads
+        return times
+
     def compute(self) -> Tensors:
         """The forward, never as a graph."""
         with (
@@ -170,70 +173,6 @@ class Call:
             return_attn=self.provider.has_backward,
             backend=self.provider.backend,
         )
-
-
-def check_call(call: Call) -> Check:
-    """Compares outputs and gradients with the float64 reference on the same rounded tensors.
-
-    The rule is that of `fastslots_kernels.accuracy.compare`, with the eps of the products. Outputs must keep
-    it. Gradients need not, since rounding may switch a hidden unit of the MLP on or off, which no bound
-    foresees: their worst error is returned. The package of PyPI has parameters of its own: only that it
-    runs is checked.
-
-    Raises:
-        IncorrectResultError: If the error of an output is greater, or something is not finite.
-    """
-    if call.provider.backend == PACKAGE:
-        return _check_runs(call)
-    usual, problem = Provider("reference", call.provider.gradient), call.problem
-    oracle, oracle_grads = _results(Call(usual, problem.to(torch.float64), call.iterations))
-    eager, eager_grads = _results(Call(usual, problem, call.iterations))
-    actual, grads = _results(call)
-    dtype = products_dtype(problem.precision, problem.inputs.dtype)
-    for one in compare(actual, eager, oracle, dtype):
-        if not one.ok:
-            raise IncorrectResultError(
-                f"{_description(call)}: {one.name} is off by {one.error:.3g}; "
-                f"at most {one.bound:.3g} is rounding"
-            )
-    scale = largest(*oracle_grads.values())
-    of_grads = compare(grads, eager_grads, oracle_grads, dtype, scale=scale)
-    for one in of_grads:
-        if not math.isfinite(one.error):
-            raise IncorrectResultError(f"{_description(call)}: {one.name} is not finite")
-    return Check(BY_ORACLE, max((one.share for one in of_grads), default=None))
-
-
-def _check_runs(call: Call) -> Check:
-    outputs, grads = _results(call)
-    wrong = [name for name, tensor in (outputs | grads).items() if not tensor.isfinite().all()]
-    if wrong or outputs["slots"].shape != call.problem.slots.shape:
-        raise IncorrectResultError(
-            f"{_description(call)}: slots have shape {list(outputs['slots'].shape)}, not finite are {wrong}"
-        )
-    return Check(BY_RUNNING)
-
-
-def _results(call: Call) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Outputs and gradients by name, in float64."""
-    (slots, attn, _), grads = call.run()
-    names: list[str] = ["inputs", "slots", *call.problem.weights.named_tensors()]
-    if call.provider.backend == PACKAGE:
-        names = [str(index) for index in range(len(grads))]
-    by_name = {f"gradient of {name}": grad for name, grad in zip(names, grads, strict=False)}
-    return _in_float64({"slots": slots, "attn": attn}), _in_float64(by_name)
-
-
-def _in_float64(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    return {name: t.detach().double() for name, t in tensors.items() if t is not None}
-
-
-def _description(call: Call) -> str:
-    precision = "" if call.problem.precision == "ieee" else f", {call.problem.precision}"
-    return (
-        f"{call.provider.label} ({call.provider.gradient}, {call.iterations} iterations, "
-        f"{call.problem.inputs.dtype}{precision})"
-    )
 
 
 def _leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -84,18 +84,6 @@ class Case:
         return self.batch * self.num_inputs * self.input_size * DTYPES[self.dtype].itemsize
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """What was not measured, and why. None: all values of that field. wrong: its results are."""
-
-    provider: str
-    reason: str
-    case: str | None = None
-    gradient: str | None = None
-    iterations: int | None = None
-    wrong: bool = False
-
-
 # slate*: field sizes of SLATE at 64, 96 and 128 pixels. clevr: slot attention on 128 x 128 features.
 # dinosaur*: DINOSAUR on ViT features, with 11 or 24 slots. long: as many inputs as a video has. cpu-targets:
 # what CHANGELOG and README claim for two cores.

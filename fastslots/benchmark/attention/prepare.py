@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from fastslots.benchmark.attention.calls import (
+from fastslots.benchmark.attention.calls import Call, Problem
+from fastslots.benchmark.attention.cases import Case
+from fastslots.benchmark.attention.check import (
     MOST_ITERATIONS_CHECKED,
-    Call,
     Check,
     IncorrectResultError,
-    Problem,
     check_call,
 )
-from fastslots.benchmark.attention.cases import Case, Skipped
-from fastslots.benchmark.attention.package import PACKAGE
-from fastslots.benchmark.attention.providers import Provider
+from fastslots.benchmark.attention.providers import PACKAGE, Provider
 from fastslots.benchmark.measure.compile_budget import CompileBudget
-from fastslots.benchmark.measure.launches import launches_per_iteration
+from fastslots.benchmark.measure.launches import count_kernels
 from fastslots.benchmark.measure.memory import MemoryUse, memory_use
+from fastslots.benchmark.results_file import Progress, Skipped, first_line, out_of_memory
 
 MOST_GRAPHS = 256  # more than all numbers of iterations of all cases together
-
-Progress = Callable[[str], None]
+MOST_ITERATIONS_COUNTED = 7
 
 
 @dataclass
@@ -35,9 +33,7 @@ class Prepared:
     """The calls of a case that can run, and what was left out."""
 
     calls: list[Call] = field(default_factory=list)
-    checks: dict[Call, Check] = field(
-        default_factory=dict
-    )  # of it, or of it after fewer iterations
+    checks: dict[Call, Check] = field(default_factory=dict)  # of it, or after fewer iterations
     memory: dict[Call, MemoryUse] = field(default_factory=dict)  # of graphs: before their capture
     launches: dict[Provider, float | None] = field(default_factory=dict)  # kernels per iteration
     left_out: list[Skipped] = field(default_factory=list)
@@ -82,6 +78,33 @@ def left_out_of(
 ) -> Skipped:
     """A provider that is left out of a case, at one or all numbers of iterations."""
     return Skipped(provider.label, reason, case.name, provider.gradient, iterations)
+
+
+def launches_per_iteration(
+    calls: Sequence[Call], device: torch.device
+) -> dict[Provider, float | None]:
+    """Kernels that each further iteration of a forward launches, by provider.
+
+    The difference between the least and the greatest number of iterations up to 7. A provider measured
+    at fewer than two such numbers, and all on a CPU or where the profiler sees no kernel, have None.
+    CUDA graphs hold the same kernels, so they are counted without them: count before any graph is
+    captured.
+    """
+    found: dict[Provider, float | None] = {}
+    for provider in dict.fromkeys(call.provider for call in calls):
+        counted = {
+            call.iterations: call
+            for call in calls
+            if call.provider == provider and call.iterations <= MOST_ITERATIONS_COUNTED
+        }
+        found[provider] = None
+        if len(counted) >= 2 and device.type == "cuda":
+            few, many = min(counted), max(counted)
+            most = count_kernels(counted[many].compute, device)
+            least = count_kernels(counted[few].compute, device)
+            if least and most:
+                found[provider] = (most - least) / (many - few)
+    return found
 
 
 def _measure_memory(case: Case, prepared: Prepared, device: torch.device) -> None:
@@ -185,13 +208,3 @@ def _check(call: Call, checked: dict[tuple[Provider, int], Check]) -> Check:
         same = iterations == call.iterations
         checked[key] = check_call(call if same else Call(call.provider, call.problem, iterations))
     return checked[key]
-
-
-def out_of_memory(error: Exception) -> str:
-    """Why something did not fit."""
-    return f"out of memory: {first_line(error)}"
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the trace that compilers append."""
-    return str(error).strip().partition("\n")[0]

@@ -1,20 +1,24 @@
-"""Ways to compute a case, and which of them can run."""
+"""Ways to compute a case, which of them can run, and the package `slot-attention` of PyPI."""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from fastslots.benchmark.attention.cases import GRADIENTS, Skipped, check_names
-from fastslots.benchmark.attention.package import PACKAGE, import_package
+from fastslots.benchmark.attention.cases import DTYPES, GRADIENTS, Case, check_names
+from fastslots.benchmark.results_file import Skipped
 from fastslots_kernels import resolve_backend
 
 # The public code of the papers also makes keys and values once per call: "reference" with gradient
 # "unrolled" stands for it.
 BACKENDS = ("reference", "torch", "triton")
+PACKAGE = "slot-attention"
 MODES = (*GRADIENTS, "no-grad")
 
 
@@ -50,6 +54,17 @@ class Provider:
     def steps(self, iterations: int) -> int:
         """Steps in all at T iterations: one more where the last one is tracked alone."""
         return iterations + (self.gradient == "implicit")
+
+    def least_bytes(self, case: Case, iterations: int) -> int:
+        """What a forward reads if nothing of the inputs' size stays on the chip between steps.
+
+        The inputs in every step, or once, to be normalised, and then in every step the normalised ones
+        in the type of the products: whichever is less.
+        """
+        itemsize = DTYPES[case.dtype].itemsize
+        products = case.input_bytes // itemsize * (2 if case.precision == "bf16" else itemsize)
+        steps = self.steps(iterations)
+        return min(steps * case.input_bytes, case.input_bytes + steps * products)
 
 
 def why_not(provider: Provider, device: torch.device) -> str | None:
@@ -124,3 +139,56 @@ def choose_providers(
             for gradient in gradients
         ]
     return providers, skipped
+
+
+def import_package() -> Any:
+    """Its module class.
+
+    Raises:
+        ImportError: If it, or something it needs, is not installed.
+    """
+    try:
+        return importlib.import_module("slot_attention").SlotAttention
+    except ImportError as error:
+        raise ImportError(
+            f"{PACKAGE} cannot be imported ({error}): pip install {PACKAGE} brings it"
+        ) from error
+
+
+class PackageModel:
+    """Its module on some inputs. It draws weights and initial slots of its own, and has no attention.
+
+    Args:
+        inputs: ``[B, N, C]``.
+        slots: For their shape alone, ``[B, K, D]``.
+        mlp_hidden_size: Of the MLP.
+        num_heads: Must be 1.
+        iterations: T.
+
+    Raises:
+        ImportError: If the package is missing.
+        ValueError: If it has no model of these sizes.
+    """
+
+    def __init__(
+        self, inputs: Tensor, slots: Tensor, mlp_hidden_size: int, num_heads: int, iterations: int
+    ) -> None:
+        width = slots.shape[2]
+        if inputs.shape[2] != width or mlp_hidden_size < width or num_heads != 1:
+            raise ValueError(
+                f"{PACKAGE} needs inputs and slots of one width, an MLP at least as wide, and one head; "
+                f"got widths {inputs.shape[2]}, {width} and {mlp_hidden_size}, {num_heads} heads"
+            )
+        module = import_package()(slots.shape[1], width, iterations, hidden_dim=mlp_hidden_size)
+        self.module = module.to(inputs)
+        self.inputs = inputs
+        self.used = torch.tensor(iterations)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Inputs and weights."""
+        return [self.inputs, *self.module.parameters()]
+
+    def __call__(self) -> tuple[Tensor, None, Tensor]:
+        """Slots, no attention, the number of iterations."""
+        return self.module(self.inputs), None, self.used

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from fastslots.benchmark.attention.calls import BY_ORACLE, Call, Check
+from fastslots.benchmark.attention.calls import Call, Times
 from fastslots.benchmark.attention.cases import Case
+from fastslots.benchmark.attention.check import BY_ORACLE, Check
 from fastslots.benchmark.measure.bandwidth import gb_s
 from fastslots.benchmark.measure.memory import MemoryUse
-from fastslots.benchmark.measure.timing import Times
 from fastslots.benchmark.results_file import ResultsFile, quantile
 
 
@@ -22,7 +22,6 @@ class Measured(NamedTuple):
     memory: MemoryUse | None
     check: Check
     launches_per_iteration: float | None
-    least_bytes: int
     copy_gb_s: float | None
     joules: float | None
 
@@ -37,7 +36,7 @@ class Row:
     in eager mode, same gradient and iterations, divided by this one's, forward and backward; None without
     such a reference. ``precision`` is that of products (see `cases.PRECISIONS`), ``check`` how results were
     checked, ``gradient_error`` the worst error of a gradient over what rounding explains, at that number of
-    iterations or at 3 if it is greater. ``forward_gb_s`` is `bandwidth.least_bytes` over the forward's
+    iterations or at 3 if it is greater. ``forward_gb_s`` is `Provider.least_bytes` over the forward's
     median, ``copy_gb_s`` the device's bandwidth of a copy, ``joules`` the energy of forward and backward.
     """
 
@@ -118,7 +117,9 @@ class Row:
             check=measured.check.how,
             gradient_error=measured.check.gradient_error,
             launches_per_iteration=measured.launches_per_iteration,
-            forward_gb_s=gb_s(measured.least_bytes, quantiles["forward_ms_p50"]),
+            forward_gb_s=gb_s(
+                provider.least_bytes(case, call.iterations), quantiles["forward_ms_p50"]
+            ),
             copy_gb_s=measured.copy_gb_s,
             joules=measured.joules,
         )

@@ -8,17 +8,19 @@ from functools import partial
 
 import torch
 
-from fastslots.benchmark.attention.calls import Call
-from fastslots.benchmark.attention.cases import Case, Skipped
-from fastslots.benchmark.attention.prepare import Prepared, Progress, left_out_of, prepare_case
-from fastslots.benchmark.attention.providers import Provider
+from fastslots.benchmark.attention.calls import Call, Times
+from fastslots.benchmark.attention.cases import GRADIENTS, Case
+from fastslots.benchmark.attention.prepare import Prepared, left_out_of, prepare_case
+from fastslots.benchmark.attention.providers import Provider, why_not
 from fastslots.benchmark.attention.results import Measured, Results, Row
-from fastslots.benchmark.measure.bandwidth import copy_gb_s, least_bytes
+from fastslots.benchmark.measure.bandwidth import copy_gb_s
 from fastslots.benchmark.measure.energy import Counter, energy_counter, joules_per_run
 from fastslots.benchmark.measure.precision import matmul_precision
-from fastslots.benchmark.measure.timing import Times, time_in_turns
+from fastslots.benchmark.measure.timing import check_limits, take_turns
+from fastslots.benchmark.results_file import Progress, Skipped
 from fastslots.environment import describe_environment
-from fastslots_kernels.checks import check_count, check_number
+
+CONSTANT_MEMORY = Case("constant memory", 8, 256, 192, 6, 192, 192, iterations=(1, 7, 63))
 
 
 def run_benchmark(
@@ -66,23 +68,52 @@ def run_benchmark(
             prepared = prepare_case(case, providers, device, compile_limit_s, progress)
             left_out += prepared.left_out
             progress(f"timing {case.name}")
-            times = dict(
-                zip(
-                    prepared.calls,
-                    time_in_turns(prepared.calls, repeats, time_limit_s),
-                    strict=True,
-                )
-            )
+            times = _times(prepared.calls, repeats, time_limit_s)
             left_out += [
                 left_out_of(case, call.provider, "out of memory when timed", call.iterations)
-                for call, series in times.items()
-                if not series
+                for call in prepared.calls
+                if call not in times
             ]
-            times = {call: series for call, series in times.items() if series}
             progress(f"energy of {case.name}")
             joules = [_joules(call, series, counter, energy_s) for call, series in times.items()]
             rows += _rows(case, prepared, times, joules, copies)
     return Results(describe_environment(device), rows, left_out)
+
+
+def measure_constant_memory(
+    device: torch.device, case: Case = CONSTANT_MEMORY, time_limit_s: float = 4.0
+) -> Results:
+    """Measures what Table 1 is about: the implicit gradient's cost does not grow with iterations.
+
+    Eager `reference` and the fastest backend of the device, unrolled and implicit.
+
+    Args:
+        device: Where. On two CPU cores it takes about 10 s.
+        case: What.
+        time_limit_s: See `run_benchmark`.
+    """
+    ours = "triton" if why_not(Provider("triton", "implicit"), device) is None else "torch"
+    providers = [
+        Provider(backend, gradient) for backend in ("reference", ours) for gradient in GRADIENTS
+    ]
+    return run_benchmark([case], providers, device, repeats=5, time_limit_s=time_limit_s)
+
+
+def _times(calls: Sequence[Call], repeats: int, time_limit_s: float) -> dict[Call, list[Times]]:
+    """Times calls in turns, by round; not those that ran out of memory."""
+    found = take_turns([partial(_times_if_it_fits, call) for call in calls], repeats, time_limit_s)
+    return {
+        call: [times for times in series if times is not None]
+        for call, series in zip(calls, found, strict=True)
+        if None not in series
+    }
+
+
+def _times_if_it_fits(call: Call) -> Times | None:
+    try:
+        return call.times()
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _joules(
@@ -117,21 +148,9 @@ def _rows(
                 memory=prepared.memory[call],
                 check=prepared.checks[call],
                 launches_per_iteration=prepared.launches[call.provider],
-                least_bytes=least_bytes(case, call.provider, call.iterations),
                 copy_gb_s=copies,
                 joules=energy,
             ),
         )
         for (call, series), energy in zip(times.items(), joules, strict=True)
     ]
-
-
-def check_limits(repeats: int, **limits: float) -> None:
-    """Checks what bounds a measurement.
-
-    Raises:
-        ValueError: If repeats is less than 3 or a limit is negative.
-    """
-    check_count("repeats", repeats, 3)
-    for name, limit in limits.items():
-        check_number(name, limit, least=0, finite=False)

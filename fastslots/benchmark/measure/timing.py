@@ -1,4 +1,4 @@
-"""Times of several calls, taken in turns."""
+"""Times of several pieces of work, taken in turns."""
 
 from __future__ import annotations
 
@@ -6,30 +6,17 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 
-from fastslots.benchmark.attention.calls import Call
+from fastslots_kernels.checks import check_count, check_number
 
 LEAST_ROUNDS = 3
 L2_FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any GPU
 
 _Measured = TypeVar("_Measured")
-
-
-class Times(NamedTuple):
-    """Of one call, in ms."""
-
-    forward_ms: float
-    backward_ms: float
-
-    @property
-    def both_ms(self) -> float:
-        """Forward and backward."""
-        return self.forward_ms + self.backward_ms
 
 
 class Stopwatch:
@@ -87,37 +74,22 @@ def take_turns(
     return measured
 
 
-def time_in_turns(calls: Sequence[Call], repeats: int, time_limit_s: float) -> list[list[Times]]:
-    """Times forward and backward of every call in turns, see `take_turns`.
+def check_limits(repeats: int, **limits: float) -> None:
+    """Checks what bounds a measurement.
 
-    Returns:
-        By call and round; nothing for a call that ran out of memory.
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If repeats is less than 3 or a limit is negative.
     """
-    found = take_turns([partial(_times_if_it_fits, call) for call in calls], repeats, time_limit_s)
-    return [
-        [] if None in series else [times for times in series if times is not None]
-        for series in found
-    ]
+    check_count("repeats", repeats, LEAST_ROUNDS)
+    for name, limit in limits.items():
+        check_number(name, limit, least=0, finite=False)
 
 
-def _times_if_it_fits(call: Call) -> Times | None:
-    try:
-        return _times(call)
-    except torch.OutOfMemoryError:
-        return None
-
-
-def _times(call: Call) -> Times:
-    if call.device.type == "cuda":
-        torch.empty(L2_FLUSH_BYTES, dtype=torch.uint8, device=call.device).zero_()
-    watch = Stopwatch(call.device)
-    outputs = call.forward()
-    watch.mark()
-    grads = call.backward(outputs)
-    watch.mark()
-    times = Times(*watch.laps_ms())
-    del grads
-    return times
+def flush_l2(device: torch.device) -> None:
+    """Leaves nothing of earlier work in the L2 cache of a GPU."""
+    if device.type == "cuda":
+        torch.empty(L2_FLUSH_BYTES, dtype=torch.uint8, device=device).zero_()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastslots.benchmark.attention.calls import IncorrectResultError
+from fastslots.benchmark.attention.check import IncorrectResultError
 from fastslots.benchmark.step.cases import StepCase
 from fastslots.benchmark.step.step import load_public
 from fastslots.models.slate import SLATE, SLATEConfig, SLATEOutput

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastslots._extras import require
-from fastslots.benchmark.attention.reports.plot import COLOURS
-from fastslots.benchmark.attention.reports.tables import digits, environment_line
+from fastslots.benchmark.figure import GRADIENT_COLOURS, QUIET, figure, finish_panel
 from fastslots.benchmark.step.results import StepResults, StepRow
-from fastslots.files import write_whole
+from fastslots.benchmark.tables import MIB, digits, environment_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 PUBLIC_COLOUR = "0.6"
 PANELS = (
     ("images_per_s", 1.0, "Training, images/s (more is better)"),
-    ("peak_bytes", 2.0**20, "Peak memory of forward and backward, MiB (less is better)"),
+    ("peak_bytes", MIB, "Peak memory of forward and backward, MiB (less is better)"),
 )
 
 
@@ -35,25 +33,15 @@ def plot_steps(results: StepResults, path: Path) -> None:
     """
     if not results.rows:
         raise ValueError("results must hold at least one row; got none")
-    backend = require("matplotlib.backends.backend_agg", "benchmark")
-    num_bars = len(results.rows)
-    figure = require("matplotlib.figure", "benchmark").Figure(
-        figsize=(max(8.0, 4.0 + 0.3 * num_bars), 8), layout="constrained"
-    )
-    backend.FigureCanvasAgg(figure)
-    for axes, (column, unit, title) in zip(figure.subplots(2, 1), PANELS, strict=True):
-        draw_panel(axes, results.cases(), column, unit)
-        axes.set_title(title, fontsize=11, loc="left")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
-    row = results.rows[0]
+    row, width = results.rows[0], max(8.0, 4.0 + 0.3 * len(results.rows))
     title = f"A SLATE training step, B {row.batch_size}, {row.precision}"
-    figure.suptitle(title, fontsize=13, x=0.01, ha="left")
-    figure.supxlabel(
-        environment_line(results.environment), fontsize=8, color="0.4", x=0.01, ha="left"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
+    footer = environment_line(results.environment)
+    with figure(path, width, 8, title=title, footer=footer) as drawn:
+        for axes, (column, unit, what) in zip(drawn.subplots(2, 1), PANELS, strict=True):
+            draw_panel(axes, results.cases(), column, unit)
+            finish_panel(axes, what, grid="y")
+        handles, labels = drawn.axes[0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
 
 
 def draw_panel(axes: Axes, cases: dict[str, list[StepRow]], column: str, unit: float) -> None:
@@ -81,7 +69,7 @@ def draw_panel(axes: Axes, cases: dict[str, list[StepRow]], column: str, unit: f
             places,
             heights,
             width,
-            color=PUBLIC_COLOUR if row.implementation == "public" else COLOURS[gradient],
+            color=PUBLIC_COLOUR if row.implementation == "public" else GRADIENT_COLOURS[gradient],
             hatch="///" if row.compiled else None,
             edgecolor="white",
             label=f"{provider}, {gradient}",
@@ -93,13 +81,10 @@ def draw_panel(axes: Axes, cases: dict[str, list[StepRow]], column: str, unit: f
     axes.set_xticks(range(len(cases)), titles)
     axes.set_xlim(-0.5, len(cases) - 0.5)  # where no bar is, too
     axes.margins(y=0.15)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _say_that_nothing_was_counted(axes: Axes, place: float) -> None:
     """In place of a bar: the memory of CUDA graphs is a pool that stays allocated."""
     axes.text(
-        place, 0, " not counted", fontsize=7, color="0.4", rotation=90, ha="center", va="bottom"
+        place, 0, " not counted", fontsize=7, color=QUIET, rotation=90, ha="center", va="bottom"
     )

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fastslots.benchmark.attention.reports.tables import (
+from fastslots.benchmark.step.results import StepResults, StepRow
+from fastslots.benchmark.tables import (
     digits,
-    environment_line,
+    factor,
+    known,
+    markdown_report,
     markdown_table,
     mib,
+    number,
     skipped_lines,
     terminal_table,
+    with_spread,
 )
-from fastslots.benchmark.step.results import StepResults, StepRow
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,14 +63,12 @@ def step_tables(results: StepResults) -> list[Table]:
 
 def step_markdown(results: StepResults) -> str:
     """The tables in Markdown, with what was left out and where it was measured."""
-    parts = [
-        f"**{title}**\n\n" * bool(title) + markdown_table(headings, cells, num_left=2)
+    tables = [
+        markdown_table(headings, cells, num_left=2, title=title)
         for rows in results.cases().values()
         for title, headings, cells in _tables(rows)
     ]
-    if results.skipped:
-        parts.append("\n".join(f"- {line}" for line in skipped_lines(results.skipped)))
-    return "\n\n".join([*parts, LEGEND, environment_line(results.environment)])
+    return markdown_report(tables, skipped_lines(results.skipped), LEGEND, results.environment)
 
 
 def step_case_title(row: StepRow) -> str:
@@ -92,21 +94,17 @@ def _cells(row: StepRow) -> tuple[str, ...]:
         row.provider,
         row.gradient,
         digits(row.images_per_s),
-        f"{digits(row.step_ms_p50)} ({digits(row.step_ms_p20)} to {digits(row.step_ms_p80)})",
+        with_spread(row.step_ms_p50, row.step_ms_p20, row.step_ms_p80),
         digits(row.forward_ms),
         digits(row.backward_ms),
         digits(row.update_ms),
         mib(row.kept_bytes),
         mib(row.peak_bytes),
-        "-" if row.peak_ratio is None else f"{row.peak_ratio:.2f}",
-        "-" if row.speedup is None else f"{row.speedup:.2f}x",
+        known(row.peak_ratio, "{:.2f}".format),
+        factor(row.speedup),
     )
 
 
 def _part_cells(row: StepRow) -> tuple[str, ...]:
     parts = (row.encoder_ms, row.tokens_ms, row.slots_ms, row.transformer_ms, row.output_ms)
-    return (
-        row.provider,
-        row.gradient,
-        *("-" if part is None else digits(part) for part in parts),
-    )
+    return row.provider, row.gradient, *map(number, parts)

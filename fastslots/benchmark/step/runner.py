@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from fastslots.benchmark.attention.cases import Skipped
-from fastslots.benchmark.attention.prepare import Progress, first_line, out_of_memory
-from fastslots.benchmark.attention.runner import check_limits
 from fastslots.benchmark.measure.compile_budget import CompileBudget
 from fastslots.benchmark.measure.memory import MemoryUse, memory_use
-from fastslots.benchmark.measure.timing import take_turns
+from fastslots.benchmark.measure.timing import check_limits, take_turns
+from fastslots.benchmark.results_file import Progress, Skipped, first_line, out_of_memory
 from fastslots.benchmark.step.cases import BASELINE, StepCase, StepProvider
 from fastslots.benchmark.step.check import check_against_public, check_losses
 from fastslots.benchmark.step.results import Measured, StepResults, StepRow
@@ -21,9 +19,7 @@ from fastslots.benchmark.step.step import Step
 from fastslots.environment import describe_environment
 
 PART_ROUNDS = 5
-MORE_WARM_UP = (
-    2  # steps after the first: Adam's state is made in that one, CUDA graphs are recorded later
-)
+MORE_WARM_UP = 2  # after the first step, which makes Adam's state: then CUDA graphs are recorded
 
 
 def run_step_benchmark(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastslots.benchmark.measure.precision import autocast
 from fastslots.benchmark.measure.timing import Stopwatch
 from fastslots.benchmark.step.cases import StepCase, StepProvider
 from fastslots.models.slate import SLATE, SLATEConfig, SLATEOutput
@@ -92,8 +93,7 @@ class Step:
         self._count += 1
         if self.uses_cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        bf16 = self.case.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(self.case.precision, self.device):
             output = self._forward(self.image, self._tau, **noise)
         return output.cross_entropy + output.mse
 

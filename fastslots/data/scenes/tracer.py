@@ -64,7 +64,7 @@ def render_masks(parameters: SceneParameters, *, image_size: int, mirror: bool) 
 def _camera_rays(scenes: Scenes, S: int, side: int) -> Rays:
     """Rays through ``side`` x ``side`` cells of each pixel, in tiles: ``[B * tiles², 16 * side²]``."""
     device = scenes.camera.x.device
-    tiles = -(-S // TILE)
+    tiles = math.ceil(S / TILE)
     steps = torch.arange(tiles * TILE * side, device=device)
     steps = (((steps + 0.5) / side) * (2 / S) - 1) * TAN_HALF_VIEW
     grid = (tiles, tiles, TILE, TILE, side, side)
@@ -179,6 +179,6 @@ def _mean_of_samples(x: Tensor, samples: int) -> Tensor:
 
 def _to_image(x: Tensor, S: int) -> Tensor:
     """Tiles ``[B * tiles², 16]`` to ``[B, S, S]``."""
-    tiles = -(-S // TILE)
+    tiles = math.ceil(S / TILE)
     x = x.view(-1, tiles, tiles, TILE, TILE).transpose(2, 3)
     return x.reshape(-1, tiles * TILE, tiles * TILE)[:, :S, :S]

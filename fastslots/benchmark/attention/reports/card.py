@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastslots.benchmark.attention.reports.tables import digits, environment_line, markdown_table
+from fastslots.benchmark.tables import MIB, digits, environment_line, markdown_table
 
 KERNELS_SHOWN = 6  # of a training step, those that take most of it
 COUNTERS = {
@@ -121,7 +121,7 @@ def _attention_cell(row: dict[str, Any]) -> str:
     if row["step_us"] is None:
         return "out of memory"
     times = " / ".join(digits(row[name] / 1e3) for name in ("forward_us", "step_us"))
-    return f"{times} ms, {row['peak_bytes'] / 2**20:.0f} MiB"
+    return f"{times} ms, {row['peak_bytes'] / MIB:.0f} MiB"
 
 
 def _environment_line(path: Path) -> str:

@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastslots._extras import require
-from fastslots.benchmark.attention.reports.tables import case_title, environment_line
+from fastslots.benchmark.attention.reports.rows import case_title
 from fastslots.benchmark.attention.results import Results, Row
-from fastslots.files import write_whole
+from fastslots.benchmark.figure import GRADIENT_COLOURS, figure, finish_panel
+from fastslots.benchmark.tables import MIB, environment_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours of Okabe and Ito's colour-blind-safe palette: the gradient. Marker: the backend. Dashes: compiled
-# or replayed.
-COLOURS = {"unrolled": "#D55E00", "implicit": "#0072B2", "no-grad": "#009E73"}
+# Colour: the gradient. Marker: the backend. Dashes: compiled or replayed.
 MARKERS = {"reference": "o", "torch": "s", "triton": "^", "slot-attention": "D"}
 COMPILED_DASHES, GRAPHED_DASHES = (0, (4, 2)), (0, (1, 1))
 # Column, its unit, and the growth that Table 1 claims for a vanilla and an implicit backward.
 PANELS = (
     ("forward_ms_p50", 1.0, "Forward time, ms", "O(T) both"),
     ("backward_ms_p50", 1.0, "Backward time, ms", "unrolled O(T), implicit O(1)"),
-    ("kept_bytes", 2.0**20, "Kept for the backward, MiB", "unrolled O(T), implicit O(1)"),
-    ("peak_bytes", 2.0**20, "Peak memory, MiB", "unrolled O(T), implicit O(1)"),
+    ("kept_bytes", MIB, "Kept for the backward, MiB", "unrolled O(T), implicit O(1)"),
+    ("peak_bytes", MIB, "Peak memory, MiB", "unrolled O(T), implicit O(1)"),
 )
 LABEL_GAP = 0.062  # of the panel's height
 
@@ -47,22 +46,14 @@ def plot_case(results: Results, case: str, path: Path) -> None:
     if not rows:
         raise ValueError(f"case must be one of {tuple(results.cases())}; got {case!r}")
     rows = _worth_a_line(rows)
-    backend = require("matplotlib.backends.backend_agg", "benchmark")
-    figure = require("matplotlib.figure", "benchmark").Figure(figsize=(11, 8), layout="constrained")
-    backend.FigureCanvasAgg(figure)
-    for axes, (column, unit, title, claim) in zip(
-        figure.subplots(2, 2, sharex=True).flat, PANELS, strict=True
-    ):
-        _draw_panel(axes, rows, column, unit)
-        axes.set_title(f"{title}  ({claim})", fontsize=11, loc="left")
-    for axes in figure.axes[2:]:
-        axes.set_xlabel("iterations T")
-    figure.suptitle(f"Slot attention, {case_title(rows[0])}", fontsize=13, x=0.01, ha="left")
-    figure.supxlabel(
-        environment_line(results.environment), fontsize=8, color="0.4", x=0.01, ha="left"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
+    title, footer = f"Slot attention, {case_title(rows[0])}", environment_line(results.environment)
+    with figure(path, 11, 8, title=title, footer=footer) as drawn:
+        panels = drawn.subplots(2, 2, sharex=True)
+        for axes, (column, unit, what, claim) in zip(panels.flat, PANELS, strict=True):
+            _draw_panel(axes, rows, column, unit)
+            finish_panel(axes, f"{what}  ({claim})")
+        for axes in panels[1]:
+            axes.set_xlabel("iterations T")
 
 
 def _worth_a_line(rows: Sequence[Row]) -> list[Row]:
@@ -87,7 +78,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], column: str, unit: float) -> No
         if value is not None:
             line = row.gradient, row.provider
             series.setdefault(line, []).append((row.iterations, value / unit))
-            styles[line] = {"color": COLOURS[row.gradient], "marker": MARKERS[row.backend]}
+            styles[line] = {"color": GRADIENT_COLOURS[row.gradient], "marker": MARKERS[row.backend]}
             if row.compiled or row.graphed:
                 styles[line]["linestyle"] = COMPILED_DASHES if row.compiled else GRAPHED_DASHES
     for line, points in series.items():
@@ -102,9 +93,6 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], column: str, unit: float) -> No
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     _label_lines(axes, {key: points[-1] for key, points in series.items()})
 
 
@@ -120,7 +108,7 @@ def _label_lines(axes: Axes, ends: dict[tuple[str, str], tuple[int, float]]) -> 
             xy=end,
             xytext=(1.05, height),
             textcoords="axes fraction",
-            color=COLOURS[gradient],
+            color=GRADIENT_COLOURS[gradient],
             fontsize=9,
             va="center",
             arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.7, "shrinkB": 4},

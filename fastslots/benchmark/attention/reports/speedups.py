@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastslots.benchmark.attention.reports.tables import digits, environment_line, markdown_table
 from fastslots.benchmark.attention.results import Results, Row
+from fastslots.benchmark.tables import digits, environment_line, factor, known, markdown_table
 
 FEW_AND_MANY = (1, 127)  # iterations: the implicit gradient's cost must not grow between them
 FLAT = "flat-"  # begins the names of cases that compare these
@@ -129,26 +129,18 @@ def _ratio(numerator: Row | None, denominator: Row | None, column: str) -> float
     return None if above is None or below is None else float(above / below)
 
 
-def _times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}x"
-
-
 def _speedup_cells(found: Speedups) -> tuple[str, ...]:
-    share = "-" if found.share_of_copy is None else f"{found.share_of_copy:.0%}"
     return (
         found.row.case,
         found.row.gradient,
         str(found.row.iterations),
         digits(found.row.both_ms_p50),
-        *map(_times, found.over.values()),
-        _times(found.memory),
-        share,
+        *map(factor, found.over.values()),
+        factor(found.memory),
+        known(found.share_of_copy, "{:.0%}".format),
     )
 
 
 def _growth_cells(found: Growth) -> tuple[str, ...]:
-    return found.many.case, found.many.provider, _exact(found.backward), _exact(found.peak)
-
-
-def _exact(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    growths = (known(value, "{:.3f}".format) for value in (found.backward, found.peak))
+    return found.many.case, found.many.provider, *growths

@@ -6,28 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastslots._extras import require
 from fastslots.benchmark.attention.reports.speedups import OURS, Speedups, speedups
-from fastslots.benchmark.attention.reports.tables import environment_line
 from fastslots.benchmark.attention.results import Results
-from fastslots.files import write_whole
+from fastslots.benchmark.figure import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    QUIET,
+    VERMILION,
+    figure,
+    finish_panel,
+)
+from fastslots.benchmark.tables import environment_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colour-blind-safe palette, by baseline.
-COLOURS = {
-    "unrolled, eager": "#D55E00",
-    "eager": "#E69F00",
-    "graph": "#CC79A7",
-    "compiled": "#0072B2",
-    "control": "#009E73",
+COLOURS = {  # by baseline
+    "unrolled, eager": VERMILION,
+    "eager": ORANGE,
+    "graph": PURPLE,
+    "compiled": BLUE,
+    "control": GREEN,
 }
-SHARE_COLOURS = {
-    "triton + graph": "#0072B2",
-    "torch + graph": "#009E73",
-    "reference + graph": "#E69F00",
-}
+SHARE_COLOURS = {"triton + graph": BLUE, "torch + graph": GREEN, "reference + graph": ORANGE}
 
 
 def plot_speedups(results: Results, path: Path) -> None:
@@ -49,21 +52,12 @@ def plot_speedups(results: Results, path: Path) -> None:
         raise ValueError(
             f"results must hold rows of {OURS!r}; got {len(results.rows)} rows of others"
         )
-    backend = require("matplotlib.backends.backend_agg", "benchmark")
     height = 1.9 + 0.55 * max(len(found) for found in chosen.values())
-    figure = require("matplotlib.figure", "benchmark").Figure(
-        figsize=(15, height), layout="constrained"
-    )
-    backend.FigureCanvasAgg(figure)
-    step, forward, share = figure.subplots(1, 3)
-    _bars(step, chosen.get("implicit", []), "Training step (implicit), speed-up over")
-    _bars(forward, chosen.get("no-grad", []), "Forward, T iterations, speed-up over")
-    _shares(share, results, chosen.get("no-grad", []))
-    figure.supxlabel(
-        environment_line(results.environment), fontsize=8, color="0.4", x=0.01, ha="left"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=130))
+    with figure(path, 15, height, footer=environment_line(results.environment)) as drawn:
+        step, forward, share = drawn.subplots(1, 3)
+        _bars(step, chosen.get("implicit", []), "Training step (implicit), speed-up over")
+        _bars(forward, chosen.get("no-grad", []), "Forward, T iterations, speed-up over")
+        _shares(share, results, chosen.get("no-grad", []))
 
 
 def _one_per_case(found: Sequence[Speedups]) -> dict[str, list[Speedups]]:
@@ -87,9 +81,7 @@ def _rank(found: Speedups) -> tuple[bool, int]:
 def _bars(axes: Axes, found: Sequence[Speedups], title: str) -> None:
     names = [name for name in COLOURS if any(one.over[name] is not None for one in found)]
     series = {name: [one.over[name] for one in found] for name in names}
-    _grouped(axes, [_label(one) for one in found], series, COLOURS)
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.axvline(1, color="0.4", linewidth=1)
+    _grouped(axes, title, found, series, COLOURS)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
 
 
@@ -104,36 +96,32 @@ def _shares(axes: Axes, results: Results, found: Sequence[Speedups]) -> None:
             row.forward_gb_s / row.copy_gb_s if row and row.forward_gb_s and row.copy_gb_s else None
             for row in of_provider
         ]
-    _grouped(axes, [_label(one) for one in found], series, SHARE_COLOURS)
-    axes.set_title("Forward: inputs read, share of copy bandwidth", fontsize=11, loc="left")
-    axes.axvline(1, color="0.4", linewidth=1)
+    title = "Forward: inputs read, share of copy bandwidth"
+    _grouped(axes, title, found, series, SHARE_COLOURS)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-
-
-def _label(found: Speedups) -> str:
-    return f"{found.row.case}\nT = {found.row.iterations}"
 
 
 def _grouped(
     axes: Axes,
-    labels: Sequence[str],
+    title: str,
+    found: Sequence[Speedups],
     series: dict[str, list[float | None]],
     colours: dict[str, str],
 ) -> None:
-    """Horizontal bars, one group per label, one bar per series that has a value."""
+    """Horizontal bars, one group per case, one bar per series that has a value there."""
     series = {name: values for name, values in series.items() if any(values)}
     thickness = 0.8 / max(len(series), 1)
     for index, (name, values) in enumerate(series.items()):
-        places = [place + (index + 0.5) * thickness - 0.4 for place in range(len(labels))]
+        places = [place + (index + 0.5) * thickness - 0.4 for place in range(len(found))]
         present = [(p, v) for p, v in zip(places, values, strict=True) if v is not None]
         if present:
             heights, widths = zip(*present, strict=True)
             axes.barh(heights, widths, thickness, color=colours[name], label=name)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.axvline(1, color=QUIET, linewidth=1)
+    labels = [f"{one.row.case}\nT = {one.row.iterations}" for one in found]
+    axes.set_yticks(range(len(found)), labels, fontsize=8)
     axes.invert_yaxis()
-    axes.grid(axis="x", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish_panel(axes, title, grid="x")
     if axes.has_data():
         axes.legend(
             fontsize=8, frameon=False, ncols=5, loc="upper left", bbox_to_anchor=(-0.02, -0.08)

@@ -1,0 +1,1 @@
+"""Stages that tell whether results are right."""

@@ -1,0 +1,1 @@
+"""What is done for a run before it, without a GPU: kernels compiled into one file."""

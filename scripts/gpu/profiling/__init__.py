@@ -1,0 +1,1 @@
+"""Stages that look at single kernels: time, counters, other tiles."""

@@ -1,0 +1,1 @@
+"""Stages that measure time and memory, and those that prepare or follow them."""
