@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -111,14 +111,36 @@ def json_of(path: Path, kind: str) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path} is no {kind} of fastslots: {error!r}") from error
 
 
+def same_named(row_type: type[Any], *sources: object) -> dict[str, Any]:
+    """Of a row's fields, those that a source has an attribute of that name for; of several, the first."""
+    found: dict[str, Any] = {}
+    names = {one.name for one in fields(row_type)}
+    for source in reversed(sources):
+        found |= {name: getattr(source, name) for name in names if hasattr(source, name)}
+    return found
+
+
+def percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile, by the names of a row's fields."""
+    return {f"{name}_p{percent}": quantile(values, percent) for percent in (50, 20, 80)}
+
+
 def quantile(values: Iterable[float], percent: int) -> float:
     """A percentile, interpolated between neighbours."""
     return torch.tensor(list(values), dtype=torch.float64).quantile(percent / 100).item()
 
 
-def out_of_memory(error: Exception) -> str:
-    """Why something did not fit."""
-    return f"out of memory: {first_line(error)}"
+def reason(error: RuntimeError, failed: str | None = None) -> str:
+    """Why something is left out: there was no memory for it, or what was done has `failed`.
+
+    Raises:
+        RuntimeError: The error, if it is another one, and nothing may fail.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory: {first_line(error)}"
+    if failed is None:
+        raise error
+    return f"{failed}: {first_line(error)}"
 
 
 def first_line(error: Exception) -> str:

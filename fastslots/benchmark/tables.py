@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 _Value = TypeVar("_Value")
+_Row = TypeVar("_Row")
+Column = tuple[str, Callable[[_Row], str]]  # heading, what stands under it
 
 
 def terminal_table(
@@ -45,6 +47,13 @@ def markdown_report(
     """Tables, notes as a list, what the columns mean, and where it was measured."""
     listed = ["\n".join(f"- {note}" for note in notes)] if notes else []
     return "\n\n".join([*tables, *listed, legend, environment_line(environment)])
+
+
+def headings_and_cells(
+    columns: Sequence[Column[_Row]], rows: Iterable[_Row]
+) -> tuple[list[str], list[list[str]]]:
+    """Of a table with these columns and a line for each row."""
+    return [heading for heading, _ in columns], [[cell(row) for _, cell in columns] for row in rows]
 
 
 def environment_line(env: Environment) -> str:

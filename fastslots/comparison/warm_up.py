@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastslots.benchmark.measure.graphs import side_stream
 from fastslots.benchmark.measure.memory import memory_use
@@ -17,17 +17,11 @@ CAPTURED = "yes"
 REPEATS = 3
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of a step that is no graph.
-
-    Attributes:
-        ms: Time.
-        peak_mib: The most memory beyond what is there before it, gradients included; None on a CPU.
-    """
+class Cost(NamedTuple):
+    """Of a step that is no graph."""
 
     ms: float
-    peak_mib: float | None
+    peak_mib: float | None  # beyond what is there before it, gradients included; None on a CPU
 
 
 def warm_up(arm: Arm, plan: Plan) -> Cost:

@@ -16,6 +16,7 @@ from fastslots.devices import choose_device
 from fastslots_kernels import SlotAttentionWeights, slot_attention
 from fastslots_kernels.accuracy import Comparison, compare, largest
 
+Results = tuple[dict[str, Tensor], dict[str, Tensor]]  # outputs and gradients by name
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -48,7 +49,7 @@ class Problem:
         assert attn is not None
         return new, attn
 
-    def results(self, backend: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def results(self, backend: str) -> Results:
         """Outputs and gradients by name; a leaf without a gradient has zeros."""
         new, attn = self.outputs(*self.leaves.values(), backend=backend)
         grads = torch.autograd.grad(
@@ -103,10 +104,15 @@ def compare_backend(problem: Problem, backend: str, dtype: torch.dtype) -> list[
     """One comparison per output and per gradient, on tensors rounded to `dtype`."""
     rounded = problem.to(dtype)
     oracle = rounded.to(torch.float64).results("reference")
-    eager, actual = rounded.results("reference"), rounded.results(backend)
-    scale = largest(*oracle[1].values())
+    return compare_results(rounded.results(backend), rounded.results("reference"), oracle, dtype)
+
+
+def compare_results(
+    actual: Results, eager: Results, oracle: Results, dtype: torch.dtype
+) -> list[Comparison]:
+    """One comparison per output and per gradient, the scale of these being the largest of all."""
     return compare(actual[0], eager[0], oracle[0], dtype) + compare(
-        actual[1], eager[1], oracle[1], dtype, scale=scale
+        actual[1], eager[1], oracle[1], dtype, scale=largest(*oracle[1].values())
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import shutil
 import sys
 import time
 import traceback
@@ -51,6 +52,23 @@ class Job:
         """Until the stage is ended."""
         return self.end - time.time()
 
+    def cuda_program(self, name: str) -> str:
+        """Where a program of the CUDA toolkit is, for a job on a GPU.
+
+        Raises:
+            Skip: If it is not there, or no GPU is.
+        """
+        program = shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
+        if program is None:
+            raise Skip(f"{name} is not there")
+        self.needs_cuda("needs a CUDA device")
+        return program
+
+    def needs_cuda(self, why: str) -> None:
+        """Raises `Skip` where there is no GPU."""
+        if self.device.type != "cuda":
+            raise Skip(why)
+
     def row(self, unit: str, **fields: Any) -> None:
         """Writes one line at once: what ends the process later does not lose it."""
         content = {"stage": self.stage, "unit": unit, "run": self.run, **fields}
@@ -68,8 +86,8 @@ class Job:
             do: Does one; returns False, or raises, if it failed.
             most_s: Seconds for each; one that takes longer ends the process, and the next one goes on.
         """
-        passed, tried = outcomes_of(self)
-        for unit in (unit for unit in units if unit not in passed | tried):
+        before = outcomes(self.output / f"{self.stage}.jsonl", self.run, self.environment)
+        for unit in (unit for unit in units if before.get(unit, "left") == "left"):
             if self.seconds_left < LEAST_SECONDS:
                 self.row(unit, outcome="left", reason="no time")
                 continue
@@ -121,14 +139,14 @@ def is_of(row: Row, environment: Row) -> bool:
     )
 
 
-def outcomes_of(job: Job) -> tuple[set[str], set[str]]:
-    """The units that passed at this commit on this device, and those that were tried in this run."""
-    rows = [row for row in read_rows(job.output / f"{job.stage}.jsonl") if "outcome" in row]
-    passed = {
-        row["unit"] for row in rows if row["outcome"] == "passed" and is_of(row, job.environment)
-    }
-    tried = {row["unit"] for row in rows if row["run"] == job.run and row["outcome"] != "left"}
-    return passed, tried
+def outcomes(path: Path, run: str, environment: Row) -> dict[str, str]:
+    """Of every unit of a file, what became of it in this run, or that it passed before at this place."""
+    found: dict[str, str] = {}
+    for row in read_rows(path):
+        earlier = row.get("outcome") == "passed" and is_of(row, environment)
+        if earlier or ("outcome" in row and row["run"] == run):
+            found[row["unit"]] = row["outcome"]
+    return found
 
 
 def _usable(device: torch.device) -> bool:

@@ -14,9 +14,14 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from gpu.job import Job, Skip
+import torch
+
+from fastslots.devices import choose_device
+from fastslots.environment import describe_environment
+from gpu.job import Job, Row, Skip
+from gpu.prepare import cache
+from gpu.reports.summary import summary
 from gpu.runner import BACK, SCRIPTS, Run, pack, run_stages, with_sources
 from gpu.stages import CALLS, STAGES, Stage
 
@@ -101,13 +106,13 @@ def _run_all(flags: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     if flags.cache is not None:
         _use_cache(flags.cache)
-    environment = _environment(flags)
+    _, environment = _place(flags)
     archives = (flags.archives or output / BACK).resolve()
     started = time.strftime("%Y%m%d-%H%M%S")
     run = Run(started, output, archives, end, environment, flags.dry_run)
     stages = [stage for stage in CALLS[flags.command] if stage.name in (flags.only or STAGES)]
     records = run_stages(stages, run)
-    text = importlib.import_module("gpu.reports.summary").summary(output, environment, records)
+    text = summary(output, environment, records)
     text += _card_state()
     (output / "summary.txt").write_text(text + "\n")
     pack(output, run.archives)
@@ -117,8 +122,7 @@ def _run_all(flags: argparse.Namespace) -> int:
 
 def _run_one(stage: Stage, flags: argparse.Namespace) -> int:
     """In the stage's process."""
-    environment = _environment(flags)
-    device = importlib.import_module("fastslots.devices").choose_device(_device(flags))
+    device, environment = _place(flags)
     job = Job(stage.name, flags.output, flags.run, flags.end, environment, device, flags.dry_run)
     print(json.dumps(environment), flush=True)
     try:
@@ -128,18 +132,16 @@ def _run_one(stage: Stage, flags: argparse.Namespace) -> int:
     return 0
 
 
-def _device(flags: argparse.Namespace) -> str:
-    return "cpu" if flags.dry_run else "cuda"
-
-
-def _environment(flags: argparse.Namespace) -> dict[str, Any]:
-    """Card, versions and commit; no commit where the sources differ from it."""
-    benchmark = importlib.import_module("fastslots.benchmark")
-    device = importlib.import_module("fastslots.devices").choose_device(_device(flags))
-    environment: dict[str, Any] = dict(benchmark.describe_environment(device))
+def _place(flags: argparse.Namespace) -> tuple[torch.device, Row]:
+    """The device, and card, versions and commit; no commit where the sources differ from it."""
+    device = choose_device("cpu" if flags.dry_run else "cuda")
+    environment: Row = {**describe_environment(device)}
     if flags.commit:
-        return {**environment, "commit": flags.commit, "dirty": False}
-    return {**environment, "commit": None if environment["dirty"] else environment["commit"]}
+        return device, {**environment, "commit": flags.commit, "dirty": False}
+    return device, {
+        **environment,
+        "commit": None if environment["dirty"] else environment["commit"],
+    }
 
 
 def _use_cache(archive: Path) -> None:
@@ -150,7 +152,6 @@ def _use_cache(archive: Path) -> None:
     """
     if not archive.exists():
         raise FileNotFoundError(f"--cache {archive} is not there")
-    cache = importlib.import_module("gpu.prepare.cache")
     folder = Path(tempfile.mkdtemp(prefix="fastslots-kernels-"))
     command = [sys.executable, str(cache.__file__), str(archive), str(folder)]
     with suppress(subprocess.TimeoutExpired):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from gpu.job import RESTART, Row, is_of, read_rows
+from gpu.job import RESTART, Row, is_of, outcomes, read_rows
 from gpu.stages import Stage
 
 SCRIPTS = Path(__file__).resolve().parent.parent
@@ -100,7 +100,7 @@ def run_stage(stage: Stage, run: Run) -> Row:
     code: int | None = RESTART
     with (run.output / f"{stage.name}.log").open("a") as log:
         tried = -1
-        while code not in (0, None) and (now := _num_tried(stage, run)) > tried:
+        while code not in (0, None) and (now := len(_outcomes(stage, run))) > tried:
             if tried >= 0 and end - time.time() < LEAST_SECONDS:
                 code = None
                 break
@@ -192,18 +192,7 @@ def _run(stage: Stage, run: Run, end: float, log: IO[str]) -> int | None:
 
 
 def _outcomes(stage: Stage, run: Run) -> dict[str, str]:
-    """Of every unit, what became of it in this run, or that it passed before."""
-    found: dict[str, str] = {}
-    for row in read_rows(run.output / f"{stage.name}.jsonl"):
-        earlier = row.get("outcome") == "passed" and is_of(row, run.environment)
-        if earlier or ("outcome" in row and row["run"] == run.name):
-            found[row["unit"]] = row["outcome"]
-    return found
-
-
-def _num_tried(stage: Stage, run: Run) -> int:
-    rows = read_rows(run.output / f"{stage.name}.jsonl")
-    return len({row["unit"] for row in rows if row["run"] == run.name and "outcome" in row})
+    return outcomes(run.output / f"{stage.name}.jsonl", run.name, run.environment)
 
 
 def _last_line(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -68,15 +68,7 @@ class Case:
     @property
     def sizes(self) -> dict[str, int]:
         """All sizes, by field name."""
-        return {
-            "batch": self.batch,
-            "num_inputs": self.num_inputs,
-            "input_size": self.input_size,
-            "num_slots": self.num_slots,
-            "slot_size": self.slot_size,
-            "mlp_hidden_size": self.mlp_hidden_size,
-            "num_heads": self.num_heads,
-        }
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int"}
 
     @property
     def input_bytes(self) -> int:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,7 +22,7 @@ from fastslots.benchmark.attention.providers import PACKAGE, Provider
 from fastslots.benchmark.measure.compile_budget import CompileBudget
 from fastslots.benchmark.measure.launches import count_kernels
 from fastslots.benchmark.measure.memory import MemoryUse, memory_use
-from fastslots.benchmark.results_file import Progress, Skipped, first_line, out_of_memory
+from fastslots.benchmark.results_file import Progress, Skipped, reason
 
 MOST_GRAPHS = 256  # more than all numbers of iterations of all cases together
 MOST_ITERATIONS_COUNTED = 7
@@ -32,11 +32,19 @@ MOST_ITERATIONS_COUNTED = 7
 class Prepared:
     """The calls of a case that can run, and what was left out."""
 
+    case: Case
     calls: list[Call] = field(default_factory=list)
     checks: dict[Call, Check] = field(default_factory=dict)  # of it, or after fewer iterations
     memory: dict[Call, MemoryUse] = field(default_factory=dict)  # of graphs: before their capture
     launches: dict[Provider, float | None] = field(default_factory=dict)  # kernels per iteration
     left_out: list[Skipped] = field(default_factory=list)
+
+    def leave_out(
+        self, provider: Provider, why: str, iterations: int | None = None, wrong: bool = False
+    ) -> None:
+        """Notes what is left out, at one or all numbers of iterations."""
+        entry = Skipped(provider.label, why, self.case.name, provider.gradient, iterations, wrong)
+        self.left_out.append(entry)
 
 
 def prepare_case(
@@ -50,7 +58,7 @@ def prepare_case(
 
     On CUDA the most iterations are compiled first: they matter most if the limit leaves something out.
     """
-    problem, prepared, on_cuda = Problem.make(case, device), Prepared(), device.type == "cuda"
+    problem, prepared, on_cuda = Problem.make(case, device), Prepared(case), device.type == "cuda"
     budget = CompileBudget(compile_limit_s, predicts=not on_cuda)
 
     with _many_graphs(any(provider.compiled for provider in providers)):
@@ -62,22 +70,15 @@ def prepare_case(
                 if isinstance(call, Call):
                     prepared.calls.append(call)
                 else:
-                    prepared.left_out.append(left_out_of(case, provider, call, iterations))
+                    prepared.leave_out(provider, call, iterations)
         prepared.calls.sort(key=lambda call: call.iterations)
         progress(f"memory of {case.name}")
-        _measure_memory(case, prepared, device)
+        _measure_memory(prepared, device)
         progress(f"counting the kernels of {case.name}")
         prepared.launches = launches_per_iteration(prepared.calls, device)
-        _capture_and_check(case, prepared, device, progress)
+        _capture_and_check(prepared, device, progress)
     prepared.left_out.sort(key=lambda entry: entry.iterations or 0)
     return prepared
-
-
-def left_out_of(
-    case: Case, provider: Provider, reason: str, iterations: int | None = None
-) -> Skipped:
-    """A provider that is left out of a case, at one or all numbers of iterations."""
-    return Skipped(provider.label, reason, case.name, provider.gradient, iterations)
 
 
 def launches_per_iteration(
@@ -107,19 +108,16 @@ def launches_per_iteration(
     return found
 
 
-def _measure_memory(case: Case, prepared: Prepared, device: torch.device) -> None:
+def _measure_memory(prepared: Prepared, device: torch.device) -> None:
     for call in list(prepared.calls):
         try:
             prepared.memory[call] = memory_use(call.forward, call.backward, device)
         except torch.OutOfMemoryError as error:
             prepared.calls.remove(call)
-            reason = out_of_memory(error)
-            prepared.left_out.append(left_out_of(case, call.provider, reason, call.iterations))
+            prepared.leave_out(call.provider, reason(error), call.iterations)
 
 
-def _capture_and_check(
-    case: Case, prepared: Prepared, device: torch.device, progress: Progress
-) -> None:
+def _capture_and_check(prepared: Prepared, device: torch.device, progress: Progress) -> None:
     """Leaves out what cannot be captured, and at all numbers of iterations what is wrong at one."""
     pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
     checked: dict[tuple[Provider, int], Check] = {}
@@ -128,21 +126,21 @@ def _capture_and_check(
         provider = call.provider
         if provider in refused:
             continue
-        progress(f"checking {case.name}: {provider.label}, T = {call.iterations}")
+        progress(f"checking {prepared.case.name}: {provider.label}, T = {call.iterations}")
         if provider.graphed:
-            reason = _capture(call, pool)
-            if reason is not None:
+            why_not = _capture(call, pool)
+            if why_not is not None:
                 prepared.calls.remove(call)
-                prepared.left_out.append(left_out_of(case, provider, reason, call.iterations))
+                prepared.leave_out(provider, why_not, call.iterations)
                 continue
         try:
             prepared.checks[call] = _check(call, checked)
         except IncorrectResultError as error:
             refused.add(provider)
-            prepared.left_out.append(replace(left_out_of(case, provider, str(error)), wrong=True))
+            prepared.leave_out(provider, str(error), wrong=True)
         except torch.OutOfMemoryError as error:
             refused.add(provider)
-            prepared.left_out.append(left_out_of(case, provider, out_of_memory(error)))
+            prepared.leave_out(provider, reason(error))
         if call.graphs is not None:
             call.graphs.forget()
     prepared.calls = [call for call in prepared.calls if call.provider not in refused]
@@ -176,16 +174,12 @@ def _warm_up(
         call.run()
         if provider.compiled:
             budget.spend(time.perf_counter() - start, steps)
-    except torch.OutOfMemoryError as error:
-        return out_of_memory(error)
     except ValueError as error:
         if provider.backend != PACKAGE:
             raise
         return str(error)
     except RuntimeError as error:
-        if not provider.compiled:
-            raise
-        return f"torch.compile failed: {first_line(error)}"
+        return reason(error, "torch.compile failed" if provider.compiled else None)
     return call
 
 
@@ -193,10 +187,8 @@ def _capture(call: Call, pool: object) -> str | None:
     """Captures a call's CUDA graphs; returns why that cannot be done, or None."""
     try:
         call.capture(pool)
-    except torch.OutOfMemoryError as error:
-        return out_of_memory(error)
     except RuntimeError as error:
-        return f"no CUDA graph could be captured: {first_line(error)}"
+        return reason(error, "no CUDA graph could be captured")
     return None
 
 

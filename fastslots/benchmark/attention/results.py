@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from fastslots.benchmark.attention.calls import Call, Times
-from fastslots.benchmark.attention.cases import Case
-from fastslots.benchmark.attention.check import BY_ORACLE, Check
+from fastslots.benchmark.attention.check import BY_ORACLE
+from fastslots.benchmark.attention.prepare import Prepared
 from fastslots.benchmark.measure.bandwidth import gb_s
-from fastslots.benchmark.measure.memory import MemoryUse
-from fastslots.benchmark.results_file import ResultsFile, quantile
-
-
-class Measured(NamedTuple):
-    """All that was measured of one call; None: not measured."""
-
-    times: Sequence[Times]
-    reference: Sequence[Times] | None  # of the eager reference, same gradient and iterations
-    memory: MemoryUse | None
-    check: Check
-    launches_per_iteration: float | None
-    copy_gb_s: float | None
-    joules: float | None
+from fastslots.benchmark.results_file import ResultsFile, percentiles, quantile, same_named
 
 
 @dataclass(frozen=True)
@@ -78,51 +65,54 @@ class Row:
     joules: float | None = None
     gradient_error: float | None = None
 
+    @property
+    def share_of_copy(self) -> float | None:
+        """Of the bandwidth of a copy, what the forward reaches; None: not measured."""
+        if self.forward_gb_s is None or self.copy_gb_s is None:
+            return None
+        return self.forward_gb_s / self.copy_gb_s
+
     @classmethod
-    def of(cls, case: Case, call: Call, measured: Measured) -> Row:
-        """Summarises the measurements of one call."""
-        provider, memory = call.provider, measured.memory
-        times, reference = measured.times, measured.reference
+    def of(
+        cls,
+        call: Call,
+        prepared: Prepared,
+        times: Sequence[Times],
+        reference: Sequence[Times] | None,
+        copy_gb_s: float | None,
+        joules: float | None,
+    ) -> Row:
+        """Summarises the measurements of one call; `reference` are the times it is compared with."""
+        case, provider, memory = prepared.case, call.provider, prepared.memory[call]
         if not provider.has_backward:  # the lap after the forward is empty, but not of length 0
             times = [time._replace(backward_ms=0.0) for time in times]
             reference = reference and [time._replace(backward_ms=0.0) for time in reference]
-        quantiles: dict[str, Any] = {
-            f"{part}_p{percent}": quantile((getattr(t, part) for t in times), percent)
-            for part in ("forward_ms", "backward_ms", "both_ms")
-            for percent in (50, 20, 80)
-        }
-        if not provider.has_backward:
-            quantiles |= {name: None for name in quantiles if name.startswith("backward")}
-        speedup = None
+        values: dict[str, Any] = same_named(cls, call, provider, case)
+        for part in ("forward_ms", "backward_ms", "both_ms"):
+            found = percentiles(part, [getattr(time, part) for time in times])
+            missing = part == "backward_ms" and not provider.has_backward
+            values |= dict.fromkeys(found) if missing else found
+        values["speedup"] = None
         if reference is not None:
             pairs = zip(reference, times, strict=True)
-            speedup = quantile((usual.both_ms / this.both_ms for usual, this in pairs), 50)
-        return cls(
-            case=case.name,
-            provider=provider.label,
-            backend=provider.backend,
-            gradient=provider.gradient,
-            compiled=provider.compiled,
-            **case.sizes,
-            dtype=case.dtype,
-            iterations=call.iterations,
-            rounds=len(times),
-            **quantiles,
-            speedup=speedup,
-            input_bytes=case.input_bytes,
-            kept_bytes=memory and memory.kept_bytes,
-            peak_bytes=memory and memory.peak_bytes,
-            precision=case.precision,
-            graphed=provider.graphed,
-            check=measured.check.how,
-            gradient_error=measured.check.gradient_error,
-            launches_per_iteration=measured.launches_per_iteration,
-            forward_gb_s=gb_s(
-                provider.least_bytes(case, call.iterations), quantiles["forward_ms_p50"]
-            ),
-            copy_gb_s=measured.copy_gb_s,
-            joules=measured.joules,
-        )
+            values["speedup"] = quantile(
+                (usual.both_ms / this.both_ms for usual, this in pairs), 50
+            )
+        least_bytes = provider.least_bytes(case, call.iterations)
+        values |= {
+            "case": case.name,
+            "provider": provider.label,
+            "rounds": len(times),
+            "kept_bytes": memory.kept_bytes,
+            "peak_bytes": memory.peak_bytes,
+            "check": prepared.checks[call].how,
+            "gradient_error": prepared.checks[call].gradient_error,
+            "launches_per_iteration": prepared.launches[provider],
+            "copy_gb_s": copy_gb_s,
+            "joules": joules,
+            "forward_gb_s": gb_s(least_bytes, values["forward_ms_p50"]),
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 
 from fastslots.benchmark.attention.calls import Call, Times
 from fastslots.benchmark.attention.cases import GRADIENTS, Case
-from fastslots.benchmark.attention.prepare import Prepared, left_out_of, prepare_case
+from fastslots.benchmark.attention.prepare import Prepared, prepare_case
 from fastslots.benchmark.attention.providers import Provider, why_not
-from fastslots.benchmark.attention.results import Measured, Results, Row
+from fastslots.benchmark.attention.results import Results, Row
 from fastslots.benchmark.measure.bandwidth import copy_gb_s
 from fastslots.benchmark.measure.energy import Counter, energy_counter, joules_per_run
 from fastslots.benchmark.measure.precision import matmul_precision
@@ -66,17 +66,16 @@ def run_benchmark(
     for case in cases:
         with matmul_precision(case.precision):
             prepared = prepare_case(case, providers, device, compile_limit_s, progress)
-            left_out += prepared.left_out
             progress(f"timing {case.name}")
             times = _times(prepared.calls, repeats, time_limit_s)
-            left_out += [
-                left_out_of(case, call.provider, "out of memory when timed", call.iterations)
-                for call in prepared.calls
-                if call not in times
-            ]
+            for call in prepared.calls:
+                if call not in times:
+                    why = "out of memory when timed"
+                    prepared.leave_out(call.provider, why, call.iterations)
+            left_out += prepared.left_out
             progress(f"energy of {case.name}")
             joules = [_joules(call, series, counter, energy_s) for call, series in times.items()]
-            rows += _rows(case, prepared, times, joules, copies)
+            rows += _rows(prepared, times, joules, copies)
     return Results(describe_environment(device), rows, left_out)
 
 
@@ -127,7 +126,6 @@ def _joules(
 
 
 def _rows(
-    case: Case,
     prepared: Prepared,
     times: Mapping[Call, Sequence[Times]],
     joules: Sequence[float | None],
@@ -140,17 +138,12 @@ def _rows(
     }
     return [
         Row.of(
-            case,
             call,
-            Measured(
-                times=series,
-                reference=usual.get((call.provider.gradient, call.iterations)),
-                memory=prepared.memory[call],
-                check=prepared.checks[call],
-                launches_per_iteration=prepared.launches[call.provider],
-                copy_gb_s=copies,
-                joules=energy,
-            ),
+            prepared,
+            series,
+            usual.get((call.provider.gradient, call.iterations)),
+            copies,
+            energy,
         )
         for (call, series), energy in zip(times.items(), joules, strict=True)
     ]

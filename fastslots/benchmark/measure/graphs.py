@@ -41,7 +41,12 @@ class Graphs:
         self._backward: torch.cuda.CUDAGraph | None = None
         self._grads: Tensors = ()
         with torch.cuda.device(device):
-            _warm_up(forward, backward)
+            with side_stream():
+                for _ in range(WARM_UP):
+                    warm = forward()
+                    if backward is not None:
+                        backward(warm)
+                    del warm
             self._forward, outputs = capture(forward, pool)
             if backward is not None:
                 self._backward, self._grads = capture(lambda: backward(outputs), pool)
@@ -102,13 +107,3 @@ def side_stream(device: torch.device | None = None) -> Iterator[None]:
     with torch.cuda.stream(side):
         yield
     present.wait_stream(side)
-
-
-def _warm_up(forward: Callable[[], Any], backward: Callable[[Any], Tensors] | None) -> None:
-    """Runs both on a side stream of the current device."""
-    with side_stream():
-        for _ in range(WARM_UP):
-            warm = forward()
-            if backward is not None:
-                backward(warm)
-            del warm

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from fastslots.benchmark.step.results import StepResults, StepRow
 from fastslots.benchmark.tables import (
+    Column,
     digits,
     factor,
+    headings_and_cells,
     known,
     markdown_report,
     markdown_table,
@@ -22,28 +24,6 @@ from fastslots.benchmark.tables import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADINGS = (
-    "provider",
-    "gradient",
-    "images/s",
-    "step ms (p20 to p80)",
-    "forward ms",
-    "backward ms",
-    "clip + Adam ms",
-    "kept MiB",
-    "peak MiB",
-    "peak / public",
-    "speed-up",
-)
-PART_HEADINGS = (
-    "eager forward, ms",
-    "gradient",
-    "dVAE encoder",
-    "tokens, dVAE decoder",
-    "slots",
-    "transformer",
-    "logits, cross-entropy",
-)
 LEGEND = (
     "Times are medians of training steps: forward, backward, L∞ clipping, Adam. public: SLATE in the form of "
     "its public code, unrolled, plain Adam. implicit: T iterations without a graph, then one tracked. kept: "
@@ -79,32 +59,36 @@ def step_case_title(row: StepRow) -> str:
     )
 
 
-def _tables(
-    rows: Sequence[StepRow],
-) -> Iterator[tuple[str, Sequence[str], list[tuple[str, ...]]]]:
+def _tables(rows: Sequence[StepRow]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Title, headings and cells of the tables of a case."""
-    yield step_case_title(rows[0]), HEADINGS, [_cells(row) for row in rows]
-    parts = [_part_cells(row) for row in rows if not row.compiled]
-    if parts:
-        yield "", PART_HEADINGS, parts
+    yield step_case_title(rows[0]), *headings_and_cells(_COLUMNS, rows)
+    eager = [row for row in rows if not row.compiled]
+    if eager:
+        yield "", *headings_and_cells(_PART_COLUMNS, eager)
 
 
-def _cells(row: StepRow) -> tuple[str, ...]:
-    return (
-        row.provider,
-        row.gradient,
-        digits(row.images_per_s),
-        with_spread(row.step_ms_p50, row.step_ms_p20, row.step_ms_p80),
-        digits(row.forward_ms),
-        digits(row.backward_ms),
-        digits(row.update_ms),
-        mib(row.kept_bytes),
-        mib(row.peak_bytes),
-        known(row.peak_ratio, "{:.2f}".format),
-        factor(row.speedup),
-    )
-
-
-def _part_cells(row: StepRow) -> tuple[str, ...]:
-    parts = (row.encoder_ms, row.tokens_ms, row.slots_ms, row.transformer_ms, row.output_ms)
-    return row.provider, row.gradient, *map(number, parts)
+_COLUMNS: tuple[Column[StepRow], ...] = (
+    ("provider", lambda row: row.provider),
+    ("gradient", lambda row: row.gradient),
+    ("images/s", lambda row: digits(row.images_per_s)),
+    (
+        "step ms (p20 to p80)",
+        lambda row: with_spread(row.step_ms_p50, row.step_ms_p20, row.step_ms_p80),
+    ),
+    ("forward ms", lambda row: digits(row.forward_ms)),
+    ("backward ms", lambda row: digits(row.backward_ms)),
+    ("clip + Adam ms", lambda row: digits(row.update_ms)),
+    ("kept MiB", lambda row: mib(row.kept_bytes)),
+    ("peak MiB", lambda row: mib(row.peak_bytes)),
+    ("peak / public", lambda row: known(row.peak_ratio, "{:.2f}".format)),
+    ("speed-up", lambda row: factor(row.speedup)),
+)
+_PART_COLUMNS: tuple[Column[StepRow], ...] = (
+    ("eager forward, ms", lambda row: row.provider),
+    ("gradient", lambda row: row.gradient),
+    ("dVAE encoder", lambda row: number(row.encoder_ms)),
+    ("tokens, dVAE decoder", lambda row: number(row.tokens_ms)),
+    ("slots", lambda row: number(row.slots_ms)),
+    ("transformer", lambda row: number(row.transformer_ms)),
+    ("logits, cross-entropy", lambda row: number(row.output_ms)),
+)

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from fastslots.benchmark.measure.memory import MemoryUse
-from fastslots.benchmark.results_file import ResultsFile, quantile
+from fastslots.benchmark.results_file import ResultsFile, percentiles, quantile, same_named
 from fastslots.benchmark.step.step import PartTimes, Step, StepTimes
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of one step.
+class Measured(NamedTuple):
+    """What was measured of one step."""
 
-    Attributes:
-        times: By round.
-        parts: Of forwards, by round; none for compiled providers.
-        memory: Of forward and backward; None where the allocator does not say.
-    """
-
-    times: Sequence[StepTimes]
-    parts: Sequence[PartTimes]
-    memory: MemoryUse | None
+    times: Sequence[StepTimes]  # by round
+    parts: Sequence[PartTimes]  # of forwards, by round; none for compiled providers
+    memory: MemoryUse | None  # of forward and backward; None where the allocator does not say
 
 
 @dataclass(frozen=True)
@@ -72,45 +65,28 @@ class StepRow:
     @classmethod
     def of(cls, step: Step, measured: Measured, baseline: Measured | None) -> StepRow:
         """Summarises the measurements of one provider."""
-        provider, case, config = step.provider, step.case, step.case.config
-        medians: dict[str, Any] = dict.fromkeys(PartTimes._fields)
+        case, memory = step.case, measured.memory
+        values: dict[str, Any] = same_named(cls, step.provider, case, case.config)
+        values |= dict.fromkeys((*PartTimes._fields, "speedup", "peak_ratio"))
         for series in (measured.times, measured.parts):
             for name in series[0]._fields if series else ():
-                medians[name] = quantile((getattr(times, name) for times in series), 50)
+                values[name] = quantile((getattr(times, name) for times in series), 50)
         steps = [times.step_ms for times in measured.times]
-        speedup = peak_ratio = None
+        values |= percentiles("step_ms", steps)
         if baseline is not None:
             pairs = zip(baseline.times, steps, strict=True)
-            speedup = quantile((usual.step_ms / this for usual, this in pairs), 50)
-            if baseline.memory and measured.memory:
-                peak_ratio = measured.memory.peak_bytes / baseline.memory.peak_bytes
-        return cls(
-            case=case.name,
-            provider=provider.label,
-            implementation=provider.implementation,
-            gradient=provider.gradient,
-            compiled=provider.compiled,
-            precision=case.precision,
-            batch_size=case.batch_size,
-            image_size=config.image_size,
-            vocab_size=config.vocab_size,
-            d_model=config.d_model,
-            num_decoder_blocks=config.num_decoder_blocks,
-            num_decoder_heads=config.num_decoder_heads,
-            dropout=config.dropout,
-            num_slots=config.num_slots,
-            num_iterations=config.num_iterations,
-            rounds=len(steps),
-            images_per_s=1e3 * case.batch_size / quantile(steps, 50),
-            step_ms_p50=quantile(steps, 50),
-            step_ms_p20=quantile(steps, 20),
-            step_ms_p80=quantile(steps, 80),
-            **medians,
-            kept_bytes=measured.memory and measured.memory.kept_bytes,
-            peak_bytes=measured.memory and measured.memory.peak_bytes,
-            speedup=speedup,
-            peak_ratio=peak_ratio,
-        )
+            values["speedup"] = quantile((usual.step_ms / this for usual, this in pairs), 50)
+            if baseline.memory and memory:
+                values["peak_ratio"] = memory.peak_bytes / baseline.memory.peak_bytes
+        values |= {
+            "case": case.name,
+            "provider": step.provider.label,
+            "rounds": len(steps),
+            "images_per_s": 1e3 * case.batch_size / values["step_ms_p50"],
+            "kept_bytes": memory and memory.kept_bytes,
+            "peak_bytes": memory and memory.peak_bytes,
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from fastslots.benchmark.measure.compile_budget import CompileBudget
 from fastslots.benchmark.measure.memory import MemoryUse, memory_use
 from fastslots.benchmark.measure.timing import check_limits, take_turns
-from fastslots.benchmark.results_file import Progress, Skipped, first_line, out_of_memory
+from fastslots.benchmark.results_file import Progress, Skipped, reason
 from fastslots.benchmark.step.cases import BASELINE, StepCase, StepProvider
 from fastslots.benchmark.step.check import check_against_public, check_losses
 from fastslots.benchmark.step.results import Measured, StepResults, StepRow
@@ -98,10 +98,10 @@ def _prepare_all(
         try:
             memory[step] = _memory(step)
         except torch.OutOfMemoryError as error:  # now that the others are there too
-            reasons[step.provider] = out_of_memory(error)
+            reasons[step.provider] = reason(error)
     return memory, [
-        Skipped(provider.label, reason, case.name, provider.gradient)
-        for provider, reason in reasons.items()
+        Skipped(provider.label, why, case.name, provider.gradient)
+        for provider, why in reasons.items()
     ]
 
 
@@ -117,12 +117,8 @@ def _warm_up(step: Step, budget: CompileBudget) -> float | str:
             budget.spend(time.perf_counter() - start)
         for _ in range(MORE_WARM_UP):
             step.run()
-    except torch.OutOfMemoryError as error:
-        return out_of_memory(error)
     except RuntimeError as error:
-        if not compiled:
-            raise
-        return f"torch.compile failed: {first_line(error)}"
+        return reason(error, "torch.compile failed" if compiled else None)
     return first_loss
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 
-from gpu.job import Job, Skip
+from gpu.job import Job
 from gpu.runner import SCRIPTS
 
 TOOLS = ("memcheck", "racecheck")
@@ -23,13 +22,13 @@ def main(job: Job) -> None:
 
 
 def _check(job: Job, tool: str) -> bool:
-    program = shutil.which("compute-sanitizer")
-    program = program or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    if program is None:
-        raise Skip("compute-sanitizer is not there")
-    if job.device.type != "cuda":
-        raise Skip("needs a CUDA device")
-    command = [program, "--tool", tool, "--error-exitcode", str(FOUND)]
+    command = [
+        job.cuda_program("compute-sanitizer"),
+        "--tool",
+        tool,
+        "--error-exitcode",
+        str(FOUND),
+    ]
     command += [sys.executable, str(SCRIPTS / "gradcheck"), "--device", "cuda", *SMALLEST.split()]
     # Or it sees one large allocation.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

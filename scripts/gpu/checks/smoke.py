@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from fastslots.benchmark.attention.cases import preset
 from fastslots.benchmark.measure.precision import autocast, matmul_precision, products_dtype
-from fastslots.tools.gradcheck import Problem, make_problem, parse
-from fastslots_kernels.accuracy import Comparison, compare, largest
+from fastslots.tools.gradcheck import Problem, Results, compare_results, make_problem, parse
+from fastslots_kernels.accuracy import Comparison
 from gpu.job import Job
 from gpu.timing.shapes import ITERATIONS, TINY
 
@@ -54,19 +53,14 @@ def _check(job: Job, unit: str) -> bool:
 def compare_kernels(check: Check, device: torch.device, tiny: bool) -> list[Comparison]:
     """What the rule of `fastslots_kernels.accuracy` says of every output and gradient."""
     problem = make_check(check, device, tiny)
-    exact, exact_grads = problem.to(torch.float64).results("reference")
-    eager, eager_grads = results(check, problem, "reference")
-    actual, grads = results(check, problem, "torch" if tiny else "triton")
+    exact = problem.to(torch.float64).results("reference")
+    eager = results(check, problem, "reference")
+    actual = results(check, problem, "torch" if tiny else "triton")
     rounding = products_dtype(check.precision, problem.leaves["inputs"].dtype)
-    scale = largest(*exact_grads.values())
-    return compare(actual, eager, exact, rounding) + compare(
-        grads, eager_grads, exact_grads, rounding, scale=scale
-    )
+    return compare_results(actual, eager, exact, rounding)
 
 
-def results(
-    check: Check, problem: Problem, backend: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def results(check: Check, problem: Problem, backend: str) -> Results:
     """Outputs and gradients of a backend in the check's precision."""
     device = problem.leaves["inputs"].device
     with matmul_precision(check.precision), autocast(check.precision, device):
@@ -77,17 +71,12 @@ def make_check(check: Check, device: torch.device, tiny: bool = False) -> Proble
     """The tensors of a check, in its dtype."""
     (case,) = preset(check.shape)
     sizes = {**case.sizes, **(TINY if tiny else {})}
-    flags = {
-        "batch": check.batch or sizes["batch"],
-        "inputs": sizes["num_inputs"],
-        "input-size": sizes["input_size"],
-        "slots": sizes["num_slots"],
-        "slot-size": sizes["slot_size"],
-        "mlp": sizes["mlp_hidden_size"],
-        "iterations": NUM_ITERATIONS,
-    }
-    command = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    problem = make_problem(parse([*command, *(["--masked"] if check.masked else [])]), device)
+    arguments = parse(["--masked"] if check.masked else [])
+    arguments.batch = check.batch or sizes["batch"]
+    arguments.inputs, arguments.input_size = sizes["num_inputs"], sizes["input_size"]
+    arguments.slots, arguments.slot_size = sizes["num_slots"], sizes["slot_size"]
+    arguments.mlp, arguments.iterations = sizes["mlp_hidden_size"], NUM_ITERATIONS
+    problem = make_problem(arguments, device)
     # Hidden units of the MLP are on or off: none that rounding switches, which no bound foresees.
     bias = problem.leaves["mlp_0_bias"]
     bias[::2], bias[1::2] = 4.0, -4.0

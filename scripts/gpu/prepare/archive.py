@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from fastslots.tools.ahead_of_time import Configuration, build, configuration_of
 from gpu.prepare.cache import LAUNCHERS, environment, unpack
@@ -123,17 +124,14 @@ def _build_all(
     configurations: list[Configuration], store: Path, workers: int
 ) -> dict[Configuration, Built]:
     spawn = multiprocessing.get_context("spawn")  # compilers start threads, which a fork would lose
-    before = dict(os.environ)
-    os.environ.update(environment(store), TRITON_STORE_BINARY_ONLY="1")
-    try:
-        log = str(store.with_name("errors.txt"))
-        with ProcessPoolExecutor(workers, spawn, _start_worker, (log,)) as pool:
-            return dict(
-                zip(configurations, pool.map(_build_one, configurations, chunksize=4), strict=True)
-            )
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    variables = environment(store) | {"TRITON_STORE_BINARY_ONLY": "1"}
+    log = str(store.with_name("errors.txt"))
+    with (
+        mock.patch.dict(os.environ, variables),
+        ProcessPoolExecutor(workers, spawn, _start_worker, (log,)) as pool,
+    ):
+        built = pool.map(_build_one, configurations, chunksize=4)
+        return dict(zip(configurations, built, strict=True))
 
 
 def _start_worker(log: str) -> None:

@@ -18,8 +18,8 @@ from fastslots.noise import Noise, sample_keys
 from fastslots_kernels.causal import launches
 from fastslots_kernels.causal.launches import Call, Tile, Tiles
 from fastslots_kernels.fused.launch import Launch, record_launches
-from gpu.job import Job, Skip
-from gpu.profiling.tune import time_us
+from gpu.job import Job
+from gpu.profiling.tune import NO_TILES, Variant, time_variant
 
 BATCH_SIZE, HEADS, SIZE, DROPOUT = 50, 8, 24, 0.1
 # By image size: positions. The public form's tables of all of them would not fit at 256 pixels.
@@ -153,23 +153,10 @@ def _graphed_us(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _tune(job: Job, unit: str) -> None:
-    if job.device.type != "cuda":
-        raise Skip("there are no tiles to choose on a CPU")
+    job.needs_cuda(NO_TILES)
     for tile, one in variants(job.device):
-        us: float | None = None
-        error = ""
-        try:
-            us = time_us(one)
-        except Exception as problem:  # a variant that does not fit is no candidate
-            error = f"{type(problem).__name__}: {problem}"[:200]
-        job.row(
-            unit,
-            kernel=one.kernel.fn.__name__,
-            what="",
-            options={"shipped": True} if tile is None else tile._asdict(),
-            us_p50=us,
-            error=error,
-        )
+        options = {"shipped": True} if tile is None else tile._asdict()
+        time_variant(job, unit, Variant("", options, [one]))
 
 
 def variants(device: torch.device) -> Iterator[tuple[Tile | None, Launch]]:

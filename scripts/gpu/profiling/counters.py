@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpu.job import Job, Skip
-from gpu.timing.shapes import DRY_RUN
+import torch
+
+from fastslots.benchmark import Call, Problem, Provider
+from fastslots.benchmark.measure.precision import matmul_precision
+from gpu.job import Job
+from gpu.timing.shapes import DRY_RUN, case_of
 
 SHAPES = ("clevr", "slate128", "dinosaur", "slate64")
 KERNELS = "regex:^_[a-z_]+_kernel$"  # as they are named in Python
-SECTIONS = (
-    "SpeedOfLight",
-    "MemoryWorkloadAnalysis",
-    "Occupancy",
-    "SchedulerStats",
-    "WarpStateStats",
-    "LaunchStats",
-)
+SECTIONS = "SpeedOfLight MemoryWorkloadAnalysis Occupancy SchedulerStats WarpStateStats LaunchStats"
 
 
 def main(job: Job) -> None:
@@ -30,22 +27,32 @@ def main(job: Job) -> None:
 
 
 def _count(job: Job, shape: str) -> bool:
-    program = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
-    if program is None:
-        raise Skip("ncu is not there")
-    if job.device.type != "cuda":
-        raise Skip("needs a CUDA device")
+    program = job.cuda_program("ncu")
     path = job.output / f"counters-{shape}.csv"
     command = [program, "--clock-control", "none", "--profile-from-start", "off"]
     command += ["--kernel-name", KERNELS, "--csv", "--page", "raw", "--log-file", str(path)]
-    for section in SECTIONS:
+    for section in SECTIONS.split():
         command += ["--section", section]
-    command += [sys.executable, "-m", "gpu.profiling.workload", shape]
+    command += [sys.executable, "-m", "gpu.profiling.counters", shape]
     done = subprocess.run(command, timeout=max(job.seconds_left - 2, 1))
     launches = parse(path)
     for counters in launches:
         job.row(shape, kernel=counters.pop("Kernel Name", "?")[:120], counters=counters)
     return done.returncode == 0 and bool(launches)
+
+
+def run_workload(shape: str) -> None:
+    """A training step of one iteration, warm, between marks for the profiler: what it runs."""
+    device = torch.device("cuda")
+    case = replace(case_of(shape, tiny=False), iterations=(1,))
+    call = Call(Provider("triton", "implicit"), Problem.make(case, device), 1)
+    with matmul_precision(case.precision):
+        call.run()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+        call.run()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
 
 
 def parse(path: Path) -> list[dict[str, Any]]:
@@ -72,3 +79,7 @@ def _counter(name: str, unit: str, text: str) -> tuple[str, float | str]:
     if unit == "ns" and isinstance(value, float):
         unit, value = "us", value / 1000
     return f"{name} [{unit}]" if unit else name, value
+
+
+if __name__ == "__main__":
+    run_workload(sys.argv[1])

@@ -16,44 +16,25 @@ from fastslots_kernels.fused import forward, plans, update
 from fastslots_kernels.fused.launch import Launch
 from fastslots_kernels.fused.plans import Plan, UpdatePlan
 from fastslots_kernels.fused.sizes import Sizes, padded
-from gpu.job import Job, Skip
+from gpu.job import Job
 
 SHAPES = ("slate128", "clevr", "slate64", "dinosaur", "dinosaur24")
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 ROUNDS, LEAST_US, ITERATIONS = 5, 300.0, 10
+NO_TILES = "there are no tiles to choose on a CPU"
 CHIP, PRECISION = "sm_90", "mixed"  # float32 inputs under bfloat16 autocast
 
 # By kernel and columns: rows, warps, stages, programs held at a time, columns worked on at a time.
-PLANS: dict[tuple[str, int], Sequence[Plan]] = {
-    ("raw", 64): [
-        Plan(64, 4, 2, 4, 64),
-        Plan(64, 4, 1, 5, 64),
-        Plan(64, 4, 3, 4, 64),
-        Plan(32, 4, 1, 5, 64),
-    ],
-    ("raw", 192): [
-        Plan(32, 4, 1, 4, 64),
-        Plan(32, 4, 2, 4, 64),
-        Plan(64, 4, 1, 2, 64),
-        Plan(64, 4, 2, 2, 64),
-    ],
-    ("raw", 256): [
-        Plan(32, 4, 1, 3, 64),
-        Plan(32, 4, 2, 3, 64),
-        Plan(64, 4, 1, 2, 64),
-        Plan(64, 4, 2, 2, 64),
-    ],
-    ("normed", 64): [
-        Plan(64, 4, 3, 5, 64),
-        Plan(64, 4, 2, 6, 64),
-        Plan(64, 4, 4, 5, 64),
-        Plan(128, 4, 3, 3, 64),
-    ],
-    ("normed", 192): [Plan(64, 4, 2, 3, 64), Plan(64, 4, 3, 2, 64), Plan(128, 4, 2, 2, 64)],
-    ("normed", 256): [Plan(64, 4, 2, 3, 64), Plan(64, 4, 3, 2, 64), Plan(128, 4, 2, 1, 64)],
-    ("backward", 64): [Plan(64, 4, 1, 3, 64), Plan(64, 4, 1, 2, 64), Plan(64, 4, 2, 3, 64)],
-    ("backward", 192): [Plan(64, 4, 1, 2, 64), Plan(64, 4, 2, 2, 64), Plan(32, 4, 1, 2, 64)],
-    ("backward", 256): [Plan(64, 4, 1, 2, 128), Plan(64, 8, 1, 1, 64), Plan(32, 4, 1, 2, 64)],
+PLANS: dict[tuple[str, int], Sequence[tuple[int, ...]]] = {
+    ("raw", 64): ((64, 4, 2, 4, 64), (64, 4, 1, 5, 64), (64, 4, 3, 4, 64), (32, 4, 1, 5, 64)),
+    ("raw", 192): ((32, 4, 1, 4, 64), (32, 4, 2, 4, 64), (64, 4, 1, 2, 64), (64, 4, 2, 2, 64)),
+    ("raw", 256): ((32, 4, 1, 3, 64), (32, 4, 2, 3, 64), (64, 4, 1, 2, 64), (64, 4, 2, 2, 64)),
+    ("normed", 64): ((64, 4, 3, 5, 64), (64, 4, 2, 6, 64), (64, 4, 4, 5, 64), (128, 4, 3, 3, 64)),
+    ("normed", 192): ((64, 4, 2, 3, 64), (64, 4, 3, 2, 64), (128, 4, 2, 2, 64)),
+    ("normed", 256): ((64, 4, 2, 3, 64), (64, 4, 3, 2, 64), (128, 4, 2, 1, 64)),
+    ("backward", 64): ((64, 4, 1, 3, 64), (64, 4, 1, 2, 64), (64, 4, 2, 3, 64)),
+    ("backward", 192): ((64, 4, 1, 2, 64), (64, 4, 2, 2, 64), (32, 4, 1, 2, 64)),
+    ("backward", 256): ((64, 4, 1, 2, 128), (64, 8, 1, 1, 64), (32, 4, 1, 2, 64)),
 }
 # Other options of the kernels that work on slots; what is not named stays as shipped.
 OPTIONS: dict[str, Sequence[dict[str, int]]] = {
@@ -93,10 +74,14 @@ UPDATES = (
 class Variant(NamedTuple):
     """A kernel as it could be launched."""
 
-    kernel: str
     what: str  # which of the kernel's launches
     options: dict[str, Any]
     launches: list[Launch]  # all of the step up to it, so that what it reads can be made
+
+    @property
+    def kernel(self) -> str:
+        """Its name."""
+        return str(self.launches[-1].kernel.fn.__name__)
 
 
 def main(job: Job) -> None:
@@ -117,7 +102,7 @@ def all_launches(shapes: Sequence[str] = SHAPES) -> Iterator[Launch]:
 
 def _tune_updates(job: Job, unit: str) -> None:
     """An iteration with every plan of the slot update: from the attention to the keys of the next."""
-    _needs_a_gpu(job)
+    job.needs_cuda(NO_TILES)
     workload = WORKLOADS[unit.split()[0]]
     for plan in (None, *UPDATES):
         launches = _with_update(plan, workload, str(job.device))
@@ -139,30 +124,24 @@ def _with_update(plan: UpdatePlan | None, workload: Workload, device: str) -> li
         return record(workload, PRECISIONS[PRECISION], CHIP, device)
 
 
-def _needs_a_gpu(job: Job) -> None:
-    if job.device.type != "cuda":
-        raise Skip("there are no tiles to choose on a CPU")
-
-
 def _tune(job: Job, shape: str) -> None:
-    _needs_a_gpu(job)
+    job.needs_cuda(NO_TILES)
     for variant in variants(WORKLOADS[shape], str(job.device)):
-        us: float | None = None
-        error = ""
-        try:
-            for one in variant.launches[:-1]:
-                one.run()
-            us = time_us(variant.launches[-1])
-        except Exception as problem:  # a variant that does not fit is no candidate
-            error = f"{type(problem).__name__}: {problem}"[:200]
-        job.row(
-            shape,
-            kernel=variant.kernel,
-            what=variant.what,
-            options=variant.options,
-            us_p50=us,
-            error=error,
-        )
+        time_variant(job, shape, variant)
+
+
+def time_variant(job: Job, unit: str, variant: Variant) -> None:
+    """Times a variant; one row. One that does not fit is no candidate."""
+    us: float | None = None
+    error = ""
+    try:
+        for one in variant.launches[:-1]:
+            one.run()
+        us = time_us(variant.launches[-1])
+    except Exception as problem:  # of Triton or the driver, each of its own type
+        error = f"{type(problem).__name__}: {problem}"[:200]
+    found = {"options": variant.options, "us_p50": us, "error": error}
+    job.row(unit, kernel=variant.kernel, what=variant.what, **found)
 
 
 def variants(workload: Workload, device: str) -> Iterator[Variant]:
@@ -174,9 +153,9 @@ def variants(workload: Workload, device: str) -> Iterator[Variant]:
         if name in seen or name not in OPTIONS:
             continue
         seen.add(name)
-        yield Variant(name, what, {"shipped": True}, shipped[: at + 1])
+        yield Variant(what, {"shipped": True}, shipped[: at + 1])
         for options in OPTIONS[name]:
-            yield Variant(name, what, options, [*shipped[:at], _with(one, options)])
+            yield Variant(what, options, [*shipped[:at], _with(one, options)])
     for kernel in ("raw", "normed", "backward"):
         yield from _attend_variants(workload, device, kernel)
 
@@ -184,7 +163,7 @@ def variants(workload: Workload, device: str) -> Iterator[Variant]:
 def _attend_variants(workload: Workload, device: str, kernel: str) -> Iterator[Variant]:
     sizes = workload.sizes
     key = (kernel, sizes.input_size, padded(sizes.virtual))
-    for plan in PLANS[kernel, sizes.input_size]:
+    for plan in map(Plan._make, PLANS[kernel, sizes.input_size]):
         for splits in dict.fromkeys(_possible(sizes, plan, wanted) for wanted in (0, *SPLITS)):
             with ExitStack() as stack:
                 for table in (plans._TABLE, plans._LATER):
@@ -200,7 +179,7 @@ def _attend_variants(workload: Workload, device: str, kernel: str) -> Iterator[V
                     continue
                 done.add(what)
                 options = {"plan": plan, "splits": splits, "programs": chosen.grid[0]}
-                yield Variant(chosen.kernel.fn.__name__, what, options, launches[: at + 1])
+                yield Variant(what, options, launches[: at + 1])
             if device == "meta":  # the same binary for any number of splits
                 break
 

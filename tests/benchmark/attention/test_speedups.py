@@ -82,7 +82,7 @@ def test_speed_ups_are_those_over_every_usual_form():
     }
     assert step.memory == pytest.approx(24.0 / 1.5)
     assert (forward.over["unrolled, eager"], forward.over["eager"]) == (None, 8.0)
-    assert (forward.memory, forward.share_of_copy) == (None, 0.5)
+    assert (forward.memory, forward.row.share_of_copy) == (None, 0.5)
 
 
 def test_growth_is_that_of_every_implicit_provider_from_1_to_127_iterations():

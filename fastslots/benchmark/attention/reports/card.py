@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastslots.benchmark.tables import MIB, digits, environment_line, markdown_table
+from fastslots.benchmark.tables import MIB, digits, markdown_report, markdown_table
 
 KERNELS_SHOWN = 6  # of a training step, those that take most of it
 COUNTERS = {
@@ -84,13 +84,13 @@ def kernels_markdown(folder: Path) -> str:
             for unit in dict.fromkeys(row["unit"] for row in kernels)
             for cell in _kernel_cells([row for row in kernels if row["unit"] == unit])
         ]
-        parts += [markdown_table(headings, cells, num_left=2), KERNELS_LEGEND]
-        parts.append(_environment_line(folder / "kernels.json"))
+        table = markdown_table(headings, cells, num_left=2)
+        parts.append(_described(table, KERNELS_LEGEND, folder / "kernels.json"))
     counters = _rows(folder / "counters.json")
     if counters:
         cells = [_counter_cells(row) for row in counters]
         table = markdown_table(("shape", "kernel", *COUNTERS), cells, num_left=2)
-        parts += [table, COUNTERS_LEGEND, _environment_line(folder / "counters.json")]
+        parts.append(_described(table, COUNTERS_LEGEND, folder / "counters.json"))
     return "\n\n".join(parts)
 
 
@@ -114,7 +114,7 @@ def attention_markdown(folder: Path) -> str:
         for name in dict.fromkeys(row["attention"] for row in rows)
     ]
     table = markdown_table(("", *units), cells, num_left=1)
-    return "\n\n".join([table, ATTENTION_LEGEND, _environment_line(folder / "attention.json")])
+    return _described(table, ATTENTION_LEGEND, folder / "attention.json")
 
 
 def _attention_cell(row: dict[str, Any]) -> str:
@@ -124,8 +124,8 @@ def _attention_cell(row: dict[str, Any]) -> str:
     return f"{times} ms, {row['peak_bytes'] / MIB:.0f} MiB"
 
 
-def _environment_line(path: Path) -> str:
-    return environment_line(json.loads(path.read_text())["environment"])
+def _described(table: str, legend: str, path: Path) -> str:
+    return markdown_report([table], [], legend, json.loads(path.read_text())["environment"])
 
 
 def _kernel_cells(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fastslots.benchmark.attention.check import BY_RUNNING
 from fastslots.benchmark.attention.results import Results, Row
 from fastslots.benchmark.tables import (
+    Column,
     digits,
     factor,
+    headings_and_cells,
     known,
     markdown_report,
     markdown_table,
@@ -39,7 +41,6 @@ GPU_LEGEND = (
 OWN_PARAMETERS = (
     "slot-attention of PyPI has parameters of its own: that it runs is all that was checked."
 )
-Column = tuple[str, Callable[[Row], str]]
 
 
 def result_tables(results: Results) -> list[Table]:
@@ -126,12 +127,10 @@ def _of_inputs(row: Row) -> str:
 
 
 def _bandwidth(row: Row) -> str:
-    if row.forward_gb_s is None or row.copy_gb_s is None:
-        return "-"
-    return f"{row.forward_gb_s:.0f} ({row.forward_gb_s / row.copy_gb_s:.0%})"
+    return known(row.share_of_copy, lambda share: f"{row.forward_gb_s:.0f} ({share:.0%})")
 
 
-_COLUMNS: tuple[Column, ...] = (
+_COLUMNS: tuple[Column[Row], ...] = (
     ("backend", lambda row: row.provider),
     ("gradient", lambda row: row.gradient),
     ("T", lambda row: str(row.iterations)),
@@ -146,7 +145,7 @@ _COLUMNS: tuple[Column, ...] = (
     ("peak MiB", lambda row: mib(row.peak_bytes)),
     ("speed-up", lambda row: factor(row.speedup)),
 )
-_GPU_COLUMNS: tuple[Column, ...] = (
+_GPU_COLUMNS: tuple[Column[Row], ...] = (
     ("launches / T", lambda row: number(row.launches_per_iteration)),
     ("forward GB/s", _bandwidth),
     ("J", lambda row: number(row.joules)),
@@ -155,10 +154,7 @@ _GPU_COLUMNS: tuple[Column, ...] = (
 
 def _headings_and_cells(
     rows: Sequence[Row], shown: Sequence[Row]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+) -> tuple[list[str], list[list[str]]]:
     """Of a case's rows that are shown; what only a GPU has stands there if one of them has it."""
     used = [column for column in _GPU_COLUMNS if any(column[1](row) != "-" for row in rows)]
-    columns = (*_COLUMNS, *used)
-    return tuple(name for name, _ in columns), [
-        tuple(cell(r) for _, cell in columns) for r in shown
-    ]
+    return headings_and_cells((*_COLUMNS, *used), shown)

@@ -40,7 +40,6 @@ class Speedups:
     row: Row
     over: dict[str, float | None]  # by the headings of `BASELINES`
     memory: float | None  # peak of unrolled eager over that of the eager fused kernels
-    share_of_copy: float | None  # of the bandwidth of a copy, by the forward
 
 
 def speedups(results: Results) -> list[Speedups]:
@@ -66,10 +65,7 @@ def _compared(row: Row, rows: dict[tuple[str, str, str, int], Row]) -> Speedups:
         over |= {name: None for name, (_, gradient) in BASELINES.items() if gradient}
         over["slot-attention"] = _ratio(other("slot-attention", "no-grad"), row, "both_ms_p50")
         memory = None
-    share = None
-    if row.forward_gb_s is not None and row.copy_gb_s is not None:
-        share = row.forward_gb_s / row.copy_gb_s
-    return Speedups(row, over, memory, share)
+    return Speedups(row, over, memory)
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ def _speedup_cells(found: Speedups) -> tuple[str, ...]:
         digits(found.row.both_ms_p50),
         *map(factor, found.over.values()),
         factor(found.memory),
-        known(found.share_of_copy, "{:.0%}".format),
+        known(found.row.share_of_copy, "{:.0%}".format),
     )
 
 

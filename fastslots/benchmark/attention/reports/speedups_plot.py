@@ -92,10 +92,7 @@ def _shares(axes: Axes, results: Results, found: Sequence[Speedups]) -> None:
         of_provider = [
             rows.get((one.row.case, provider, "no-grad", one.row.iterations)) for one in found
         ]
-        series[provider] = [
-            row.forward_gb_s / row.copy_gb_s if row and row.forward_gb_s and row.copy_gb_s else None
-            for row in of_provider
-        ]
+        series[provider] = [row.share_of_copy if row else None for row in of_provider]
     title = "Forward: inputs read, share of copy bandwidth"
     _grouped(axes, title, found, series, SHARE_COLOURS)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
