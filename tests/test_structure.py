@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -101,3 +102,32 @@ def test_the_training_engine_knows_no_model() -> None:
     models = {name.split(".")[2] for name in known if name.startswith("fastslots.models.")}
     shared = {path.stem for path in (ROOT / "fastslots" / "models").glob("*.py")}
     assert models <= shared
+
+
+def functions() -> Iterator[tuple[str, int, bool]]:
+    """Every function outside of the tests: where it is, its lines, and whether it is a kernel."""
+    for folder in ("fastslots", "kernels", "benchmarks", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                    decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
+                    lines = node.end_lineno - node.lineno + 1
+                    yield (
+                        f"{path.relative_to(ROOT)}, {node.name}",
+                        lines,
+                        "triton.jit" in decorators,
+                    )
+
+
+def test_functions_are_short_enough_to_be_read() -> None:
+    too_long = {name: n for name, n, is_kernel in functions() if n > (130 if is_kernel else 100)}
+    assert not too_long
+
+
+def test_no_folder_of_the_benchmark_is_crowded() -> None:
+    entries = Counter(
+        path.parent
+        for path in (ROOT / "fastslots" / "benchmark").rglob("*")
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    )
+    assert not {str(folder): count for folder, count in entries.items() if count > 9}

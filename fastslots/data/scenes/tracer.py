@@ -1,7 +1,7 @@
 """A small Whitted ray tracer for CLEVR-like scenes, vectorised over images, tiles and rays.
 
 Source:
-    Whitted 1980 for the recursion; ray_hits.py and ray_shading.py for the rest.
+    Whitted 1980 for the recursion; hits.py and shading.py for the rest.
 """
 
 from __future__ import annotations
