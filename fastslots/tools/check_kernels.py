@@ -26,10 +26,14 @@ HEAD = "registers, stack, KiB, programs, waves, instructions"
 
 
 def title(configuration: Configuration) -> str:
-    """A kernel's name, its options that are on, and its warps."""
+    """A kernel's name, its options that are on, the arguments that it is not given, and its warps."""
     names = [name for name, _ in configuration.signature]
     options = [names[where[0]] for where, value in configuration.constants if value is True]
-    return " ".join([configuration.kernel, *options, f"{configuration.num_warps} warps"])
+    absent = [names[where[0]] for where, value in configuration.constants if value is None]
+    without = (
+        [f"without {', '.join(name.removesuffix('_ptr') for name in absent)}"] if absent else []
+    )
+    return " ".join([configuration.kernel, *options, *without, f"{configuration.num_warps} warps"])
 
 
 def table(

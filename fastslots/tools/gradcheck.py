@@ -5,115 +5,32 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from fastslots import SlotAttention
 from fastslots.devices import choose_device
-from fastslots_kernels import SlotAttentionWeights, slot_attention
-from fastslots_kernels.accuracy import Comparison, compare, largest
+from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.testing import Comparison, Problem
 
-Results = tuple[dict[str, Tensor], dict[str, Tensor]]  # outputs and gradients by name
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Leaves, output gradients and options of one call of `slot_attention`."""
-
-    leaves: dict[str, Tensor]  # inputs [B, N, C], slots [B, K, D], then the weights
-    norm_eps: tuple[float, float, float]
-    d_slots: Tensor  # [B, K, D]
-    d_attn: Tensor  # [B, N, K]
-    options: dict[str, object]
-
-    def to(self, dtype: torch.dtype) -> Problem:
-        """The same numbers rounded to another dtype, as new leaves."""
-        leaves = {
-            name: leaf.detach().to(dtype, copy=True).requires_grad_()
-            for name, leaf in self.leaves.items()
-        }
-        return replace(
-            self, leaves=leaves, d_slots=self.d_slots.to(dtype), d_attn=self.d_attn.to(dtype)
-        )
-
-    def outputs(self, *leaves: Tensor, **options: object) -> tuple[Tensor, Tensor]:
-        """Slots and attention as a function of the leaves."""
-        inputs, slots, *tensors = leaves
-        weights = SlotAttentionWeights.from_tensors(tensors, self.norm_eps)
-        options = {**self.options, **options}
-        new, attn, _ = slot_attention(inputs, slots, weights, **options)  # type: ignore[arg-type]
-        assert attn is not None
-        return new, attn
-
-    def results(self, backend: str) -> Results:
-        """Outputs and gradients by name; a leaf without a gradient has zeros."""
-        new, attn = self.outputs(*self.leaves.values(), backend=backend)
-        grads = torch.autograd.grad(
-            [new, attn],
-            list(self.leaves.values()),
-            [self.d_slots.to(new.dtype), self.d_attn.to(attn.dtype)],
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        names = (f"d {name}" for name in self.leaves)
-        outputs = {"slots": new.detach(), "attn": attn.detach()}
-        return outputs, dict(zip(names, grads, strict=True))
 
 
 def make_problem(arguments: argparse.Namespace, device: torch.device) -> Problem:
     """Draws a problem in float32, the same numbers on every device."""
     a = arguments
-    torch.manual_seed(a.seed)
-    module = SlotAttention(1, a.slots, a.input_size, a.slot_size, a.mlp, a.heads)
-    weights = SlotAttentionWeights.from_module(module)
-    # Scales of one and biases of zero would hide errors.
-    tensors = {
-        name: tensor + 0.3 * torch.randn_like(tensor) if tensor.ndim == 1 else tensor
-        for name, tensor in weights.named_tensors().items()
-    }
-    inputs = a.mean + torch.randn(a.batch, a.inputs, a.input_size)
-    mask = None
-    if a.masked:
-        mask = torch.rand(a.batch, a.inputs) > 0.3
-        mask[:, 0] = True
-        inputs.masked_fill_(~mask[..., None], float("nan"))
-        mask = mask.to(device)
-    slots = torch.randn(a.batch, a.slots, a.slot_size)
-    leaves = {"inputs": inputs, "slots": slots, **tensors}
-    options = {
-        "num_iterations": a.iterations,
-        "num_heads": a.heads,
-        "epsilon": a.epsilon,
-        "gradient": a.gradient,
-        "mask": mask,
-    }
-    return Problem(
-        {name: leaf.to(device) for name, leaf in leaves.items()},
-        weights.norm_eps,
-        torch.randn(a.batch, a.slots, a.slot_size).to(device),
-        torch.randn(a.batch, a.inputs, a.slots).to(device),
-        options,
+    problem = Problem.make(
+        Sizes(a.batch, a.inputs, a.input_size, a.slots, a.slot_size, a.heads, a.mlp),
+        torch.float32,
+        masked=a.masked,
+        mean=a.mean,
+        seed=a.seed,
+        num_iterations=a.iterations,
+        epsilon=a.epsilon,
+        gradient=a.gradient,
     )
-
-
-def compare_backend(problem: Problem, backend: str, dtype: torch.dtype) -> list[Comparison]:
-    """One comparison per output and per gradient, on tensors rounded to `dtype`."""
-    rounded = problem.to(dtype)
-    oracle = rounded.to(torch.float64).results("reference")
-    return compare_results(rounded.results(backend), rounded.results("reference"), oracle, dtype)
-
-
-def compare_results(
-    actual: Results, eager: Results, oracle: Results, dtype: torch.dtype
-) -> list[Comparison]:
-    """One comparison per output and per gradient, the scale of these being the largest of all."""
-    return compare(actual[0], eager[0], oracle[0], dtype) + compare(
-        actual[1], eager[1], oracle[1], dtype, scale=largest(*oracle[1].values())
-    )
+    return problem.to(torch.float32, device)
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
@@ -140,7 +57,7 @@ def check_numerically(problem: Problem, backend: str) -> None:
     """
     exact = problem.to(torch.float64)
     leaves = [leaf.detach().nan_to_num().requires_grad_() for leaf in exact.leaves.values()]
-    options: dict[str, object] = {"backend": backend}
+    options: dict[str, Any] = {"backend": backend}
     if problem.options["gradient"] == "neumann":
         options |= {"num_iterations": 0, "init_gradient": "straight-through"}
     gradcheck(lambda *leaves: exact.outputs(*leaves, **options), leaves, fast_mode=True)
@@ -213,7 +130,7 @@ def main(command: Sequence[str] | None = None) -> int:
 
 
 def _report(problem: Problem, a: argparse.Namespace, device: torch.device, dtype: str) -> bool:
-    comparisons = compare_backend(problem, a.backend, getattr(torch, dtype))
+    comparisons = problem.to(getattr(torch, dtype)).errors(a.backend)
     print(
         f"\n{a.backend} on {device}: B {a.batch}, N {a.inputs}, C {a.input_size}, K {a.slots}, "
         f"D {a.slot_size}, M {a.mlp}, H {a.heads}{', masked' if a.masked else ''}, {a.gradient}, "

@@ -16,12 +16,14 @@ from fastslots.tools.ahead_of_time import Configuration, configuration_of
 from fastslots.tools.machine_code import CHIPS
 from fastslots_kernels import SlotAttentionWeights
 from fastslots_kernels.causal import launches as causal
+from fastslots_kernels.fused import call as fused
 from fastslots_kernels.fused import forward
 from fastslots_kernels.fused.attend import mask_dtype
 from fastslots_kernels.fused.backward import run_backward
 from fastslots_kernels.fused.launch import Launch, record_launches
 from fastslots_kernels.fused.products import fold
 from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.testing import SHAPES
 
 # Of every configuration, by chip and by what uses it: programs of the largest launch.
 Uses = dict[Configuration, dict[str, dict[str, int]]]
@@ -63,18 +65,23 @@ class Workload:
     optional: bool = False
 
 
+def _paper(name: str, *precisions: str) -> Workload:
+    sizes, num_iterations = SHAPES[name]
+    return Workload(sizes, precisions, num_iterations)
+
+
 # What trains most is bfloat16 under autocast: every width of the papers has it, with inputs in bfloat16, as
 # SLATE's layers make them, and in float32 ("mixed"). Float32 tiles need most registers and memory: the usual
 # width has them as TF32, the largest in full. The rest is compiled once each: float16, options, several
 # heads, and float64, which is for gradcheck alone.
 WORKLOADS = {
-    "slate64": Workload(Sizes(50, 256, 192, 6, 192, 1, 192), ("bf16", "mixed", "tf32"), 7),
-    "slate96": Workload(Sizes(50, 576, 192, 6, 192, 1, 192), ("bf16", "mixed", "tf32"), 7),
-    "slate128": Workload(Sizes(50, 1024, 192, 12, 192, 1, 192), ("bf16", "mixed", "tf32"), 7),
-    "clevr": Workload(Sizes(64, 16_384, 64, 11, 64, 1, 128), ("bf16", "mixed")),
-    "dinosaur": Workload(Sizes(64, 1369, 256, 11, 256, 1, 1024), ("bf16", "mixed", "ieee")),
-    "dinosaur24": Workload(Sizes(64, 1369, 256, 24, 256, 1, 1024), ("bf16", "mixed")),
-    "long": Workload(Sizes(1, 1_048_576, 64, 16, 64, 1, 64), ("fp16",)),
+    "slate64": _paper("slate64", "bf16", "mixed", "tf32"),
+    "slate96": _paper("slate96", "bf16", "mixed", "tf32"),
+    "slate128": _paper("slate128", "bf16", "mixed", "tf32"),
+    "clevr": _paper("clevr", "bf16", "mixed"),
+    "dinosaur": _paper("dinosaur", "bf16", "mixed", "ieee"),
+    "dinosaur24": _paper("dinosaur24", "bf16", "mixed"),
+    "long": _paper("long", "fp16"),
     "ragged": Workload(Sizes(3, 1001, 40, 5, 48, 3, 56), ("mixed", "fp64"), 5, optional=True),
     "gradcheck": Workload(Sizes(2, 20, 16, 3, 16, 1, 16), ("fp64",)),
 }
@@ -134,12 +141,11 @@ def record(
     with (
         record_launches() as launches,
         torch.no_grad(),
-        mock.patch.object(forward, "_num_processors", return_value=CHIPS[chip].multiprocessors),
-        mock.patch.object(forward, "has_warp_groups", return_value=chip == "sm_90"),
-        mock.patch.object(forward.Call, "precision", precision.products),
+        mock.patch.object(fused, "num_processors", return_value=CHIPS[chip].multiprocessors),
+        mock.patch.object(fused, "has_warp_groups", return_value=chip == "sm_90"),
     ):
         folded = fold(weights, heads, precision.tile, precision.products)
-        call = forward.Call(inputs, mask, folded, sizes, 1e-8, norm_eps)
+        call = fused.Call(inputs, mask, folded, sizes, 1e-8, norm_eps, precision.products)
         *_, normed = forward.run_iterations(call, slots, workload.num_iterations, tolerance)
         _, attn, sums, gates = forward.run_step(call, slots, normed, dtype)
         d_attn = attn if workload.optional else None
@@ -158,7 +164,7 @@ def record_decoder(decoder: Decoder, precision: Precision, chip: str) -> list[La
     with (
         record_launches() as launches,
         mock.patch.object(causal, "float32_precision", return_value=precision.products),
-        mock.patch.object(forward, "has_warp_groups", return_value=chip == "sm_90"),
+        mock.patch.object(fused, "has_warp_groups", return_value=chip == "sm_90"),
     ):
         call = causal.Call(x, x, x, rows, columns, heads, 0.1)
         output, lse = causal.forward(call)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastslots_kernels.checks import check_choice
 from fastslots_kernels.derivatives import refuse_transforms
+from fastslots_kernels.fixed_point import Step
 from fastslots_kernels.fused import FusedStep, why_not, why_not_here
 from fastslots_kernels.layers import why_module_called
 from fastslots_kernels.projection_free import ProjectionFreeStep
@@ -19,14 +20,6 @@ from fastslots_kernels.weights import SlotAttentionWeights
 
 _log = logging.getLogger("fastslots_kernels")
 BACKENDS = ("auto", "triton", "torch", "reference")
-
-
-class Step(Protocol):
-    """Maps slots to the next ones, tracked by autograd if grad mode is on."""
-
-    def __call__(self, slots: Tensor, *, return_attn: bool) -> tuple[Tensor, Tensor | None]:
-        """``[B, K, D]`` slots to the next ones, and ``attn`` ``[B, N, K]`` if asked for."""
-        ...
 
 
 class ResolvedBackend(NamedTuple):

@@ -8,9 +8,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastslots_kernels.backends import Step
 from fastslots_kernels.derivatives import transforms_active
-from fastslots_kernels.fused import FusedStep
+
+
+class Step:
+    """One step of a call, tracked by autograd if grad mode is on, and iterations of it without a graph."""
+
+    stops_on_device = False  # whether `iterate` stops by itself, and nothing waits
+
+    def __call__(self, slots: Tensor, *, return_attn: bool) -> tuple[Tensor, Tensor | None]:
+        """``[B, K, D]`` slots to the next ones, and ``attn`` ``[B, N, K]`` if asked for."""
+        raise NotImplementedError
+
+    def iterate(
+        self, slots: Tensor, num_iterations: int, tolerance: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """At least one iteration without a graph: the slots, detached, and the iterations used."""
+        found, _, used = unroll(self, slots, num_iterations, tolerance, return_attn=False)
+        # Without a graph there may be tangents, and a program exported without grad mode may run with it.
+        return found.detach(), used
 
 
 def unroll(
@@ -18,11 +34,11 @@ def unroll(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Vanilla slot attention: ``num_iterations >= 1`` steps, tracked if grad mode is on."""
     attn, used = None, num_iterations
-    decides = isinstance(step, FusedStep) or slots.is_meta or torch.compiler.is_compiling()
-    decides = decides or transforms_active()
-    if tolerance is not None and decides:
+    may_not_wait = step.stops_on_device or slots.is_meta or torch.compiler.is_compiling()
+    may_not_wait = may_not_wait or transforms_active()
+    if tolerance is not None and may_not_wait:
         return _unroll_on_device(step, slots, num_iterations, tolerance, return_attn)
-    if isinstance(step, FusedStep) and not torch.is_grad_enabled() and num_iterations > 1:
+    if step.stops_on_device and not torch.is_grad_enabled() and num_iterations > 1:
         slots, _ = step.iterate(slots, num_iterations - 1, None)
         num_iterations = 1
     for iteration in range(1, num_iterations + 1):
@@ -62,11 +78,7 @@ def iterate(
     slots = slots.detach()
     if num_iterations == 0:
         return slots, torch.zeros((), dtype=torch.int64, device=slots.device)
-    if isinstance(step, FusedStep):
-        return step.iterate(slots, num_iterations, tolerance)
-    found, _, used = unroll(step, slots, num_iterations, tolerance, return_attn=False)
-    # Without a graph there may be tangents, and a program exported without grad mode may run with it.
-    return found.detach(), used
+    return step.iterate(slots, num_iterations, tolerance)
 
 
 def neumann_step(

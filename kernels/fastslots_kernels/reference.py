@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastslots_kernels.fixed_point import Step
 from fastslots_kernels.layers import Layers
 from fastslots_kernels.weights import SlotAttentionWeights
 
 
-class ReferenceStep:
+class ReferenceStep(Step):
     """Keys and values made once, then steps in eager PyTorch under the caller's grad mode.
 
     Arguments as in `fastslots_kernels.slot_attention`, already checked; `layers` are called.

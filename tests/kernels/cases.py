@@ -1,4 +1,4 @@
-"""Inputs, a module with Figure 2's names, and the error budget of the kernel tests."""
+"""Cases of the kernel tests, and their error budget."""
 
 from __future__ import annotations
 
@@ -7,30 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastslots_kernels import SlotAttentionWeights, slot_attention
-from fastslots_kernels.accuracy import compare, largest
-
-
-class FigureTwo(nn.Module):
-    """The modules of the paper's Figure 2 and nothing else; every parameter is random."""
-
-    def __init__(self, c: int, d: int, m: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.norm_inputs = nn.LayerNorm(c)
-        self.norm_slots = nn.LayerNorm(d)
-        self.norm_mlp = nn.LayerNorm(d)
-        self.project_q = nn.Linear(d, d, bias=False)
-        self.project_k = nn.Linear(c, d, bias=False)
-        self.project_v = nn.Linear(c, d, bias=False)
-        self.gru = nn.GRUCell(d, d)
-        self.mlp = nn.Sequential(nn.Linear(d, m), nn.ReLU(), nn.Linear(m, d))
-        for name, parameter in self.named_parameters():
-            # Of usual size: logits of unusual size would amplify rounding.
-            scale = min(0.3, parameter.shape[-1] ** -0.5)
-            noise = torch.randn(parameter.shape, generator=generator) * scale
-            parameter.data.copy_(noise + (1 if "norm" in name and "weight" in name else 0))
+from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.testing import Problem, Results, judge
 
 
 @dataclass(frozen=True)
@@ -69,92 +49,18 @@ CASES = [
 LIMITS = [(1, 16), (17, 100), (64, 256), (32, 512), (16, 512)]
 
 
-@dataclass
-class Problem:
-    """Inputs, weights and output gradients of a case, in one dtype."""
-
-    inputs: Tensor
-    slots: Tensor
-    mask: Tensor | None
-    module: nn.Module
-    d_slots: Tensor
-    d_attn: Tensor
-    options: dict[str, Any]
-
-    def to(self, dtype: torch.dtype) -> Problem:
-        module = FigureTwo(
-            self.inputs.shape[2],
-            self.slots.shape[2],
-            len(self.module.mlp[0].bias),
-            torch.Generator(),
-        )
-        module.load_state_dict(self.module.state_dict())
-        return Problem(
-            self.inputs.to(dtype),
-            self.slots.to(dtype),
-            self.mask,
-            module.to(dtype),
-            self.d_slots.to(dtype),
-            self.d_attn.to(dtype),
-            self.options,
-        )
-
-
 def make_problem(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Problem:
     """The problem of a case, drawn in float32 and rounded to `dtype`."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    inputs, slots = case.mean + normal(case.b, case.n, case.c), normal(case.b, case.k, case.d)
-    mask = None
-    if case.masked:
-        mask = torch.rand(case.b, case.n, generator=generator) > 0.3
-        mask[0, 0] = True
-        inputs = inputs.masked_fill(~mask[..., None], float("nan"))
-    module = FigureTwo(case.c, case.d, case.m, generator)
-    return Problem(
-        inputs,
-        slots,
-        mask,
-        module,
-        normal(case.b, case.k, case.d),
-        normal(case.b, case.n, case.k),
-        case.options,
-    ).to(dtype)
-
-
-def steady(problem: Problem) -> Problem:
-    """Hidden units of the MLP are on or off: none that rounding switches, which no bound foresees."""
-    bias = problem.module.mlp[0].bias
-    bias.data[::2], bias.data[1::2] = 4.0, -4.0
-    return problem
+    options = {**case.options}
+    heads = options.pop("num_heads", 1)
+    sizes = Sizes(case.b, case.n, case.c, case.k, case.d, heads, case.m)
+    return Problem.make(sizes, dtype, masked=case.masked, mean=case.mean, seed=seed, **options)
 
 
 def run(problem: Problem, backend: str, **options: Any) -> dict[str, Tensor]:
     """Outputs and all gradients, by name, for the gradients of `problem` on both outputs."""
-    inputs = problem.inputs.clone().requires_grad_()
-    slots = problem.slots.clone().requires_grad_()
-    problem.module.zero_grad()
-    new, attn, _ = slot_attention(
-        inputs,
-        slots,
-        SlotAttentionWeights.from_module(problem.module),
-        mask=problem.mask,
-        backend=backend,
-        **{"num_iterations": 3, **problem.options, **options},
-    )
-    assert attn is not None
-    torch.autograd.backward(
-        [new, attn], [problem.d_slots.to(new.dtype), problem.d_attn.to(attn.dtype)]
-    )
-    grads = {"d_inputs": inputs.grad, "d_slots": slots.grad}
-    grads |= {f"d_{name}": p.grad for name, p in problem.module.named_parameters()}
-    zero = torch.zeros((), dtype=problem.inputs.dtype, device=problem.inputs.device)
-    return {"slots": new.detach(), "attn": attn.detach()} | {
-        name: zero if grad is None else grad.clone() for name, grad in grads.items()
-    }
+    outputs, gradients = problem.results(backend, **options)
+    return outputs | {f"d_{name}": gradient for name, gradient in gradients.items()}
 
 
 def assert_equal_in_float64(actual: dict[str, Tensor], oracle: dict[str, Tensor]) -> None:
@@ -174,12 +80,14 @@ def assert_within_budget(
     The largest entry of an output is its own; gradients share that of all of them. `most` is the share of
     that bound that may be used.
     """
-    gradients = {name: value for name, value in oracle.items() if name.startswith("d_")}
-    outputs = {name: value for name, value in oracle.items() if name not in gradients}
-    assert gradients
-    assert outputs
-    scale = largest(*gradients.values())
-    for wanted, shared in ((outputs, None), (gradients, scale)):
-        for row in compare(actual, eager, wanted, dtype, scale=shared):
-            assert row.ok, str(row)
-            assert row.share <= most, str(row)
+    found = judge(_results(actual), _results(eager), _results(oracle), dtype)
+    assert {row.name[:2] == "d " for row in found} == {True, False}
+    for row in found:
+        assert row.ok, str(row)
+        assert row.share <= most, str(row)
+
+
+def _results(by_name: dict[str, Tensor]) -> Results:
+    gradients = {name[2:]: value for name, value in by_name.items() if name.startswith("d_")}
+    outputs = {name: value for name, value in by_name.items() if not name.startswith("d_")}
+    return Results(outputs, gradients)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
-from fastslots_kernels.fused import forward, limits, products, update
+from fastslots_kernels.fused import call, limits, products
 from fastslots_kernels.fused.plans import UpdatePlan
 from fastslots_kernels.fused.sizes import Sizes
 
@@ -36,7 +36,7 @@ _PRODUCTS: dict[Any, Any] = {  # with and without a bias
     _aten.baddbmm.default: _aten.bmm,
 }
 _product_blocks, _rows_blocks = products.product_blocks, products.rows_blocks
-_update_plan = update.update_plan
+_update_plan = call.update_plan
 
 
 @contextmanager
@@ -97,14 +97,14 @@ def gpu_arithmetic() -> Iterator[None]:
             stack.enter_context(mock.patch.object(builder, name, function))
         for owner, name, value in (
             (limits, "why_not_device", None),
-            (forward, "_num_processors", MULTIPROCESSORS),
+            (call, "num_processors", MULTIPROCESSORS),
         ):
             stack.enter_context(mock.patch.object(owner, name, return_value=value))
         for owner, name, replacement in (
             (products, "product_blocks", _large_blocks),
             (products, "rows_blocks", _large_rows_blocks),
             (products, "_BLOCK_COPY", 2**16),
-            (update, "update_plan", _wide_plan),
+            (call, "update_plan", _wide_plan),
         ):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         yield

@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastslots_kernels import SlotAttentionWeights, slot_attention
+from fastslots_kernels.testing import Problem
 from tests.kernels.cases import (
     Case,
-    Problem,
     assert_equal_in_float64,
     assert_within_budget,
     make_problem,
     run,
-    steady,
 )
 
 BACKENDS = ["triton", "torch"]
@@ -116,7 +115,7 @@ def test_error_is_within_twice_the_eager_error(
 
 def _call(problem: Problem, backend: str, **options: Any) -> Any:
     """`slot_attention` as a function of inputs, slots and weight tensors, for gradcheck."""
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
 
     def function(inputs: torch.Tensor, slots: torch.Tensor, *tensors: torch.Tensor) -> Any:
         return slot_attention(
@@ -178,7 +177,7 @@ def test_gradient_of_the_slots_alone_leaves_the_attention_out(backend: str) -> N
     new, attn, _ = slot_attention(
         inputs,
         problem.slots,
-        SlotAttentionWeights.from_module(problem.module),
+        problem.weights,
         num_iterations=3,
         return_attn=False,
         backend=backend,
@@ -198,7 +197,7 @@ def test_gradient_of_the_attention_alone_equals_the_reference(backend: str) -> N
         _, attn, _ = slot_attention(
             inputs,
             problem.slots,
-            SlotAttentionWeights.from_module(problem.module),
+            problem.weights,
             num_iterations=2,
             num_heads=2,
             backend=name,
@@ -218,7 +217,7 @@ def test_gradients_of_the_weights_alone_equal_the_reference(backend: str) -> Non
         new, _, _ = slot_attention(
             problem.inputs,
             problem.slots,
-            SlotAttentionWeights.from_module(problem.module),
+            problem.weights,
             num_iterations=2,
             backend=name,
         )
@@ -245,7 +244,7 @@ def test_non_contiguous_slots_work_where_only_the_attention_is_used(backend: str
     slots = problem.slots.mT.contiguous().mT.requires_grad_()
     grads = []
     for name in (backend, "reference"):
-        weights = SlotAttentionWeights.from_module(problem.module)
+        weights = problem.weights
         _, attn, _ = slot_attention(
             problem.inputs, slots, weights, num_iterations=1, gradient="unrolled", backend=name
         )
@@ -296,7 +295,7 @@ def test_float16_has_every_epsilon_and_slots_that_no_input_chooses(
     """Where no input chooses a slot, its divisor is 13 epsilon, and its gradient as large as the inverse."""
     options = {"epsilon": epsilon, "gradient": "unrolled", "num_iterations": 1}
     case = Case(b=8, c=24, d=16, k=5, m=20, options=options)
-    problem = steady(make_problem(case, torch.float32, seed=1))
+    problem = make_problem(case, torch.float32, seed=1).steady()
     with torch.no_grad():
         problem.module.norm_inputs.bias.copy_(torch.linspace(-3, 3, 24))
         problem.module.project_q.weight.mul_(5)
@@ -322,7 +321,5 @@ def test_compiles_as_one_graph(gradient: str, backend: str) -> None:
     torch.autograd.backward([new, attn], [problem.d_slots, problem.d_attn])
     torch.testing.assert_close(new, expected["slots"])
     torch.testing.assert_close(inputs.grad, expected["d_inputs"])
-    parameters = {id(p): name for name, p in problem.module.named_parameters()}
-    weights = SlotAttentionWeights.from_module(problem.module).named_tensors().values()
-    for tensor, parameter in zip(tensors, weights, strict=True):
-        torch.testing.assert_close(tensor.grad, expected[f"d_{parameters[id(parameter)]}"])
+    for tensor, name in zip(tensors, problem.weights.named_tensors(), strict=True):
+        torch.testing.assert_close(tensor.grad, expected[f"d_{name}"])

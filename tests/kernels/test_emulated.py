@@ -7,15 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fastslots_kernels.testing import Problem
 from tests.kernels.cases import (
     CASES,
     LIMITS,
     Case,
-    Problem,
     assert_within_budget,
     make_problem,
     run,
-    steady,
 )
 from tests.kernels.emulated import GPUProducts, gpu_arithmetic
 
@@ -32,7 +31,8 @@ def on_a_gpu() -> Iterator[None]:
 
 def problem_for(case: Case, dtype: torch.dtype) -> tuple[Problem, Problem]:
     """The problem, and the same rounded numbers in float64."""
-    return steady(make_problem(case, dtype)), steady(make_problem(case, dtype)).to(torch.float64)
+    problem = make_problem(case, dtype).steady()
+    return problem, problem.to(torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -17,7 +17,7 @@ def call(**changes: Any) -> Any:
     arguments: dict[str, Any] = {
         "inputs": problem.inputs,
         "slots": problem.slots,
-        "weights": SlotAttentionWeights.from_module(problem.module),
+        "weights": problem.weights,
         "num_iterations": 1,
     }
     return slot_attention(**(arguments | changes))

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fastslots import SlotAttention
 from fastslots.benchmark.measure.memory import memory_use
 from fastslots_kernels import SlotAttentionWeights, resolve_backend, slot_attention
-from fastslots_kernels.fused import FusedStep, forward, limits, ops
+from fastslots_kernels.fused import FusedStep, limits, ops
+from fastslots_kernels.fused import call as fused
 from fastslots_kernels.fused.plans import stores_normed
 from fastslots_kernels.fused.products import fold
 from tests.kernels.cases import (
@@ -33,7 +34,7 @@ CPU = torch.device("cpu")
 def operator_arguments(masked: bool, requires_grad: bool) -> tuple[list[Any], list[Any], list[Any]]:
     """Arguments of the three operators."""
     problem = make_problem(Case(masked=masked))
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
     folded = [t.detach() for t in fold(weights, 2, torch.float64)]
     tensors = [t.detach().clone() for t in weights.named_tensors().values()]
     inputs, slots, eps = problem.inputs.nan_to_num(0.0), problem.slots, list(weights.norm_eps)
@@ -93,7 +94,7 @@ def is_matrix(value: Any) -> bool:
 def test_results_have_the_dtype_of_the_slots(gradient: str, iterations: int, grad: bool) -> None:
     options = {"gradient": gradient, "num_iterations": iterations}
     problem = make_problem(Case(), torch.float16)
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
     with torch.set_grad_enabled(grad):
         new, attn, _ = slot_attention(
             problem.inputs, problem.slots, weights, backend="triton", **options
@@ -103,7 +104,7 @@ def test_results_have_the_dtype_of_the_slots(gradient: str, iterations: int, gra
 
 def test_autocast_decides_the_dtype_of_the_products() -> None:
     problem = make_problem(Case(), torch.float32)
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
     with torch.autocast("cpu", torch.float16):
         step = FusedStep(
             problem.inputs,
@@ -120,7 +121,7 @@ def test_autocast_decides_the_dtype_of_the_products() -> None:
 
 def test_an_empty_batch_takes_one_iteration_to_converge_like_any_backend() -> None:
     problem = make_problem(Case(), torch.float32)
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
     inputs, slots = problem.inputs[:0], problem.slots[:0]
     used = [
         int(slot_attention(inputs, slots, weights, num_iterations=9, tolerance=t, backend=name)[2])
@@ -153,7 +154,7 @@ def test_a_slot_that_nobody_attends_to_gets_the_mean_in_float16_too() -> None:
 
 def test_small_gradients_reach_the_inputs_in_float16_too() -> None:
     problem = make_problem(Case(), torch.float32)
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
 
     def d_inputs(scale: float) -> Tensor:
         inputs = problem.inputs.clone().requires_grad_()
@@ -241,12 +242,12 @@ def test_reads_nothing_that_it_has_not_written(gradient: str, dtype: torch.dtype
 def test_many_splits_of_the_inputs_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(Case(b=1, n=290, masked=True))
     few = run(problem, "triton")
-    monkeypatch.setattr(forward, "_num_processors", lambda device: 64)
-    weights = SlotAttentionWeights.from_module(problem.module)
+    monkeypatch.setattr(fused, "num_processors", lambda device: 64)
+    weights = problem.weights
     call = ops._call(  # as the operators make it
         problem.inputs, problem.slots, None, fold(weights, 1, torch.float64), 1, 0.0, [0.0] * 3
     )
-    assert call.new_sums(call.attend_plan(None)).shape[1] > forward._MOST_SPLITS_READ
+    assert call.new_sums(call.attend_plan(None)).shape[1] > fused._MOST_SPLITS_READ
     assert_equal_in_float64(run(problem, "triton"), few)
 
 
@@ -291,7 +292,7 @@ def test_offsets_beyond_two_to_the_31_are_right() -> None:
     for near, distant in zip(*results, strict=True):
         torch.testing.assert_close(distant, near, rtol=0, atol=0)
     problem.inputs = inputs
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
     folded = list(fold(weights, 1, torch.float16))
     found, _, _ = ops.iterate(inputs, problem.slots, None, folded, 1, 4, None, 1e-8, [1e-5] * 3)
     torch.testing.assert_close(found.half(), expected["slots"], rtol=0, atol=2e-3)
@@ -404,7 +405,7 @@ def test_the_interpreter_refuses_bfloat16() -> None:
 
 def test_auto_on_a_cpu_is_the_plain_form_even_with_the_interpreter() -> None:
     problem = make_problem(Case(), torch.float32)
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
     name, reason = resolve_backend("auto", problem.inputs, problem.slots, weights)
     assert name == "torch"
     assert "interpreted" in reason

@@ -13,6 +13,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from fastslots_kernels import SlotAttentionWeights
+from fastslots_kernels.fused.call import Call
 from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import record_launches
 from fastslots_kernels.fused.plans import update_plan
@@ -20,7 +21,6 @@ from fastslots_kernels.fused.products import fold
 from fastslots_kernels.fused.reductions import converged, reduce_splits
 from fastslots_kernels.fused.sizes import Sizes
 from fastslots_kernels.fused.update import (
-    Keys,
     Scratch,
     make_keys,
     new_keys,
@@ -28,7 +28,7 @@ from fastslots_kernels.fused.update import (
     recompute_gates,
     update_slots,
 )
-from tests.kernels.cases import FigureTwo
+from fastslots_kernels.testing import FigureTwo
 from tests.kernels.poisoned import poisoned_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,6 +58,11 @@ class Problem:
     slots: Tensor  # [R, D]
     w: FoldedWeights
     sizes: Sizes
+
+    @property
+    def call(self) -> Call:
+        """Without inputs."""
+        return Call(self.slots.new_empty(0), None, self.w, self.sizes, 0.0, NORM_EPS, "ieee")
 
     def to_float64(self) -> Problem:
         w = FoldedWeights(*(tensor.double() for tensor in self.w))
@@ -89,10 +94,6 @@ def make_problem(sizes: Sizes, splits: int, dtype: torch.dtype = torch.float64) 
     return Problem(all_sums, normal(b * k, d), FoldedWeights(*matrices, *vectors), sizes)
 
 
-def empty_keys(p: Problem) -> Keys:
-    return new_keys(p.w, p.sizes)
-
-
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a bᵀ``, of operands in the dtype of the matrix b, added up in that of a."""
     return a.to(b.dtype).to(a.dtype) @ b.to(a.dtype).T
@@ -104,12 +105,12 @@ def expected_plain(slots: Tensor, p: Problem) -> Tensor:
     normed = F.layer_norm(
         slots, slots.shape[1:], w.norm_slots_weight, w.norm_slots_bias, NORM_EPS[1]
     )
-    return product(normed, w.keys.T).unflatten(1, (-1, p.sizes.input_size))
+    return product(normed, w.key_weight.T).unflatten(1, (-1, p.sizes.input_size))
 
 
 def expected_keys(slots: Tensor, p: Problem) -> dict[str, Tensor]:
     w, plain = p.w, expected_plain(slots, p)
-    return {"m": (plain * w.scale).flatten(1).to(w.keys.dtype), "c": plain @ w.shift}
+    return {"m": (plain * w.scale).flatten(1).to(w.key_weight.dtype), "bias": plain @ w.shift}
 
 
 def expected_gates(p: Problem) -> dict[str, Tensor]:
@@ -119,8 +120,8 @@ def expected_gates(p: Problem) -> dict[str, Tensor]:
     total = total.view(b, k * heads, 1)
     mean = sums.view(b, k * heads, c) / torch.where(total > 0, total, 1)
     averaged = torch.where(total > 0, mean * w.scale + w.shift, 0).view(b * k, heads * c)
-    from_updates = product(averaged, w.values) + w.gru_bias_ih
-    from_slots = product(p.slots, w.hidden) + w.gru_bias_hh
+    from_updates = product(averaged, w.value_weight) + w.gru_bias_ih
+    from_slots = product(p.slots, w.hidden_weight) + w.gru_bias_hh
     from_hidden = from_slots[:, 2 * d :]
     reset, keep = (from_updates + from_slots)[:, : 2 * d].sigmoid().chunk(2, 1)
     new = torch.tanh(from_updates[:, 2 * d :] + reset * from_hidden)
@@ -139,7 +140,7 @@ def expected_update(p: Problem) -> dict[str, Tensor]:
     slots = output + product(hidden, w.mlp_2) + w.mlp_2_bias
     residual = torch.stack([(slots - p.slots).square().sum(1), slots.square().sum(1)], 1)
     found = {"slots": slots, "residual": residual, "reduced": gates["reduced"]}
-    found["rounded"] = slots.to(w.keys.dtype)
+    found["rounded"] = slots.to(w.key_weight.dtype)
     by_number = {f"gate {i}": gate for i, gate in enumerate(gates["gates"])}
     return found | by_number | expected_keys(slots, p)
 
@@ -149,21 +150,21 @@ def run_update(p: Problem, *, in_place: bool = False, stop: int = 0) -> dict[str
     with poisoned_memory():
         slots, flag = p.slots.clone(), torch.tensor(stop, dtype=torch.int32, device=DEVICE)
         new = slots if in_place else torch.empty_like(slots)
-        scratch = Scratch.new(p.w, p.sizes._replace(batch=len(p.sums)))
+        of_all = p.call._replace(sizes=p.sizes._replace(batch=len(p.sums)))
+        scratch = Scratch.new(of_all)
         scratch.rounded.copy_(slots)
-        keys = empty_keys(replace(p, sizes=p.sizes._replace(batch=len(p.sums))))
-        residual = new_residual(p.w, p.sizes._replace(batch=len(p.sums)))
+        keys, residual = new_keys(of_all), new_residual(of_all)
         rounded = torch.empty_like(scratch.rounded)
         reduced = slots.new_empty(len(p.sums), p.sizes.sums_size)
         memory = slots.new_empty(4 * len(slots), slots.shape[1])
         gates, rest = memory.tensor_split([4 * p.sizes.rows])
         options = {"stop": flag, "residual": residual, "reduced": reduced, "gates": gates}
-        update_slots(p.sums, slots, new, scratch, p.w, p.sizes, NORM_EPS[2], "ieee", **options)
-        make_keys(new, keys, p.w, p.sizes, NORM_EPS[1], "ieee", rounded=rounded, stop=flag)
+        update_slots(p.call, p.sums, slots, new, scratch, **options)
+        make_keys(p.call, new, keys, rounded=rounded, stop=flag)
     assert rest.isnan().all()
     found = {"slots": new, "residual": residual.sum(1), "reduced": reduced, "rounded": rounded}
     found |= {f"gate {i}": gate for i, gate in enumerate(gates.chunk(4))}
-    return found | {"m": keys.m, "c": keys.c.sum(2)}
+    return found | {"m": keys.m, "bias": keys.bias.sum(2)}
 
 
 def assert_close(
@@ -187,9 +188,8 @@ def assert_close(
 def test_keys_match_plain_pytorch(sizes: Sizes, splits: int, dtype: torch.dtype) -> None:
     p = make_problem(sizes, splits, dtype)
     with poisoned_memory():
-        keys = empty_keys(p)
-        make_keys(p.slots, keys, p.w, sizes, NORM_EPS[1], "ieee")
-    assert_close({"m": keys.m, "c": keys.c.sum(2)}, lambda p: expected_keys(p.slots, p), p)
+        keys = make_keys(p.call, p.slots, new_keys(p.call))
+    assert_close({"m": keys.m, "bias": keys.bias.sum(2)}, lambda p: expected_keys(p.slots, p), p)
 
 
 @DTYPES
@@ -205,16 +205,16 @@ def test_gates_match_plain_pytorch(sizes: Sizes, splits: int, dtype: torch.dtype
     p = make_problem(sizes, splits, dtype)
     p = replace(p, sums=p.sums.sum(1, keepdim=True))
     with poisoned_memory():
-        gates = recompute_gates(p.sums, p.slots, p.w, sizes, "ieee")
+        gates = recompute_gates(p.call, p.sums, p.slots)
 
     assert_close({"gates": gates}, lambda p: {"gates": expected_gates(p)["gates"]}, p)
 
 
 def test_outputs_that_nobody_wants_change_nothing() -> None:
     p = make_problem(RAGGED, 3)
-    new, scratch = torch.empty_like(p.slots), Scratch.new(p.w, p.sizes)
+    new, scratch = torch.empty_like(p.slots), Scratch.new(p.call)
     scratch.rounded.copy_(p.slots)
-    update_slots(p.sums, p.slots, new, scratch, p.w, p.sizes, NORM_EPS[2], "ieee")
+    update_slots(p.call, p.sums, p.slots, new, scratch)
     assert torch.equal(new, run_update(p)["slots"])
 
 
@@ -266,8 +266,8 @@ def test_an_empty_batch_launches_nothing() -> None:
     stop, used = torch.zeros(2, dtype=torch.int64, device=DEVICE).unbind()
     with record_launches() as launches:
         outputs = run_update(p)
-        make_keys(p.slots, empty_keys(p), p.w, sizes, 1e-5, "ieee")
-        gates = recompute_gates(p.sums, p.slots, p.w, sizes, "ieee")
+        make_keys(p.call, p.slots, new_keys(p.call))
+        gates = recompute_gates(p.call, p.sums, p.slots)
         converged(outputs["residual"], stop.int(), used, sizes, 1e-3)
         assert reduce_splits(p.sums, sizes).shape == (0, 1, sizes.sums_size)
     assert launches == []
@@ -333,17 +333,17 @@ def test_folded_weights_give_the_products_of_figure_two(heads: int) -> None:
         updates = (attn @ values).transpose(0, 1).flatten(1)
 
         x = F.layer_norm(inputs, (c,))
-        plain = (normed_slots @ w.keys).unflatten(1, (heads, c)).transpose(0, 1)
+        plain = (normed_slots @ w.key_weight).unflatten(1, (heads, c)).transpose(0, 1)
         m, constants = plain * w.scale, plain @ w.shift
         averaged = (attn @ x * w.scale + w.shift).transpose(0, 1).flatten(1)
     logits = m @ x.T + constants.unsqueeze(-1)
     torch.testing.assert_close(logits, queries @ keys.mT, rtol=1e-12, atol=1e-12)
     from_updates = F.linear(updates, weights.gru_weight_ih)
-    torch.testing.assert_close(averaged @ w.values.T, from_updates, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(averaged @ w.value_weight.T, from_updates, rtol=1e-12, atol=1e-12)
     assert all(
         torch.equal(folded, original)
         for folded, original in [
-            (w.hidden, weights.gru_weight_hh),
+            (w.hidden_weight, weights.gru_weight_hh),
             (w.mlp_0, weights.mlp_0_weight),
             (w.mlp_2, weights.mlp_2_weight),
         ]

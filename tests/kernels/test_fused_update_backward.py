@@ -14,16 +14,13 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from fastslots_kernels.fused.call import Call
 from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.launch import record_launches
 from fastslots_kernels.fused.products import WeightGradients, weight_gradients
 from fastslots_kernels.fused.sizes import Sizes
 from fastslots_kernels.fused.update import Keys, make_keys, new_keys
-from fastslots_kernels.fused.update_backward import (
-    keys_backward,
-    new_vectors,
-    update_backward,
-)
+from fastslots_kernels.fused.update_backward import keys_backward, new_vectors, update_backward
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NORM_EPS = 1e-5, 1e-3, 1e-2  # such that one taken for another shows
@@ -98,7 +95,7 @@ class Step(NamedTuple):
 
     new: Tensor
     m: Tensor
-    c: Tensor
+    bias: Tensor
     plain: Tensor  # keys without the inputs' affine
     gates: Tensor
 
@@ -114,15 +111,17 @@ def step(w: FoldedWeights, slots: Tensor, sums: Tensor, sizes: Sizes, dtype: tor
     filled = (z > 0)[..., None]
     mean = u / z.masked_fill(z == 0, 1)[..., None]
     averaged = ((mean * w.scale + w.shift) * filled).reshape(sizes.rows, sizes.width)
-    reset_in, keep_in, new_in = (product(averaged, w.values.T) + w.gru_bias_ih).split(d, 1)
-    reset_slots, keep_slots, from_hidden = (product(slots, w.hidden.T) + w.gru_bias_hh).split(d, 1)
+    reset_in, keep_in, new_in = (product(averaged, w.value_weight.T) + w.gru_bias_ih).split(d, 1)
+    reset_slots, keep_slots, from_hidden = (
+        product(slots, w.hidden_weight.T) + w.gru_bias_hh
+    ).split(d, 1)
     reset, keep = (reset_in + reset_slots).sigmoid(), (keep_in + keep_slots).sigmoid()
     new = (new_in + reset * from_hidden).tanh()
     output = (1 - keep) * new + keep * slots
     normed = F.layer_norm(output, (d,), w.norm_mlp_weight, w.norm_mlp_bias, NORM_EPS[2])
     hidden = F.relu(product(normed, w.mlp_0.T) + w.mlp_0_bias)
     keys = F.layer_norm(slots, (d,), w.norm_slots_weight, w.norm_slots_bias, NORM_EPS[1])
-    plain = product(keys, w.keys).unflatten(1, (sizes.num_heads, sizes.input_size))
+    plain = product(keys, w.key_weight).unflatten(1, (sizes.num_heads, sizes.input_size))
     return Step(
         output + product(hidden, w.mlp_2.T) + w.mlp_2_bias,
         (plain * w.scale).flatten(1),
@@ -139,35 +138,39 @@ def by_autograd(p: Problem, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tenso
     leaves = {name: x.clone().requires_grad_() for name, x in leaves.items()}
     *weights, slots, sums = leaves.values()
     result = step(FoldedWeights(*weights), slots, sums, sizes, dtype)
-    d_m, d_c = parts(p.d_keys.sum(1), sizes)
+    d_m, d_bias = parts(p.d_keys.sum(1), sizes)
     d_m = d_m.reshape(result.m.shape)
     grads = torch.autograd.grad(
-        [result.new, result.m, result.c], list(leaves.values()), [p.d_new, d_m, d_c]
+        [result.new, result.m, result.bias], list(leaves.values()), [p.d_new, d_m, d_bias]
     )
     return without_padding(dict(zip(leaves, grads, strict=True)), sizes)
 
 
+def call_of(p: Problem, sizes: Sizes) -> Call:
+    """Without inputs."""
+    return Call(p.slots.new_empty(0), None, p.w, sizes, 0.0, NORM_EPS, "ieee")
+
+
 def by_kernels(p: Problem, sizes: Sizes) -> dict[str, Tensor]:
     """As `by_autograd`."""
-    forward = step(p.w, p.slots, p.sums, sizes, p.w.keys.dtype)
-    vectors = new_vectors(p.w, sizes)
-    made, plain = empty_keys(p)
-    update = update_backward(
-        p.d_new, p.slots, p.sums, forward.gates, p.w, sizes, NORM_EPS, "ieee", vectors, made, plain
-    )
-    d_plain = keys_backward(
-        p.d_keys, plain, p.slots, update.d_slots, p.w, sizes, NORM_EPS[1], "ieee", vectors
-    )
-    weights = weight_gradients(update, d_plain, vectors, sizes, p.slots.dtype, "ieee")
+    forward = step(p.w, p.slots, p.sums, sizes, p.w.key_weight.dtype)
+    call, (made, plain) = call_of(p, sizes), empty_keys(p)
+    vectors = new_vectors(call)
+    update = update_backward(call, p.d_new, p.slots, p.sums, forward.gates, vectors, made, plain)
+    d_plain = keys_backward(call, p.d_keys, plain, p.slots, update.d_slots, vectors)
+    weights = weight_gradients(call, update, d_plain, vectors, p.slots.dtype)
     gradients = weights_by_name(weights, p.w)
     return without_padding(gradients | {"slots": update.d_slots, "sums": update.d_sums}, sizes)
 
 
 def empty_keys(p: Problem) -> tuple[Keys, Tensor]:
     """Memory for the keys, and for those without the inputs' affine."""
-    rows, width = len(p.slots), p.w.keys.shape[1]
-    m, c = p.w.keys.new_empty(rows, width), p.slots.new_empty(rows, width // len(p.w.scale))
-    return Keys(m, c), p.slots.new_empty(rows, width)
+    rows, width = len(p.slots), p.w.key_weight.shape[1]
+    m, bias = (
+        p.w.key_weight.new_empty(rows, width),
+        p.slots.new_empty(rows, width // len(p.w.scale)),
+    )
+    return Keys(m, bias), p.slots.new_empty(rows, width)
 
 
 def weights_by_name(weights: WeightGradients, w: FoldedWeights) -> dict[str, Tensor]:
@@ -214,16 +217,13 @@ def test_gradients_are_within_twice_the_error_of_autograd(sizes: Sizes, dtype: t
 def test_the_keys_are_made_again_as_they_were(sizes: Sizes, dtype: torch.dtype) -> None:
     p = make_problem(sizes, dtype)
     gates = step(p.w, p.slots, p.sums, sizes, dtype).gates
-    vectors, (keys, plain) = new_vectors(p.w, sizes), empty_keys(p)
-    update_backward(
-        p.d_new, p.slots, p.sums, gates, p.w, sizes, NORM_EPS, "ieee", vectors, keys, plain
-    )
-    expected = new_keys(p.w, sizes)
-    make_keys(p.slots, expected, p.w, sizes, NORM_EPS[1], "ieee")
+    call, (keys, plain) = call_of(p, sizes), empty_keys(p)
+    update_backward(call, p.d_new, p.slots, p.sums, gates, new_vectors(call), keys, plain)
+    expected = make_keys(call, p.slots, new_keys(call))
     m = plain.unflatten(1, (sizes.num_heads, -1)) * p.w.scale
     for made, again in (
         (keys.m, expected.m),
-        (keys.c, expected.c.sum(2)),
+        (keys.bias, expected.bias.sum(2)),
         (m.flatten(1).to(keys.m.dtype), expected.m),
     ):
         torch.testing.assert_close(made, again)
@@ -236,7 +236,7 @@ def test_an_empty_slot_passes_no_gradient_to_its_sums_nor_to_the_inputs_affine()
     p.sums[..., :17] = 0
     p = p._replace(d_keys=torch.zeros_like(p.d_keys))  # which would reach the affine another way
     gradients = by_kernels(p, sizes)
-    for name in ("sums", "scale", "shift", "values"):
+    for name in ("sums", "scale", "shift", "value_weight"):
         assert torch.equal(gradients[name], torch.zeros_like(gradients[name])), name
     assert gradients["slots"].abs().min() > 0
 

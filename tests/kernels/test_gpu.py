@@ -12,6 +12,7 @@ from torch import Tensor
 from fastslots import SlotAttention
 from fastslots.benchmark.measure.memory import memory_use
 from fastslots_kernels import SlotAttentionWeights, resolve_backend, slot_attention
+from fastslots_kernels.testing import Problem
 from tests.kernels.cases import (
     CASES,
     CLEVR,
@@ -19,12 +20,10 @@ from tests.kernels.cases import (
     RAGGED,
     SLATE,
     Case,
-    Problem,
     assert_equal_in_float64,
     assert_within_budget,
     make_problem,
     run,
-    steady,
 )
 
 pytestmark = [
@@ -38,17 +37,13 @@ CUDA = torch.device("cuda")
 
 
 def on_gpu(problem: Problem) -> Problem:
-    problem.module.to(CUDA)
-    for name in ("inputs", "slots", "mask", "d_slots", "d_attn"):
-        value = getattr(problem, name)
-        setattr(problem, name, None if value is None else value.to(CUDA))
-    return problem
+    return problem.to(problem.inputs.dtype, CUDA)
 
 
 def problem_for(case: Case, dtype: torch.dtype) -> tuple[Problem, Problem]:
     """The problem, and the same rounded numbers in float64."""
-    problem = make_problem(case, dtype)
-    return on_gpu(steady(problem)), on_gpu(steady(make_problem(case, dtype)).to(torch.float64))
+    problem = on_gpu(make_problem(case, dtype).steady())
+    return problem, problem.to(torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +87,7 @@ def test_error_under_autocast_is_within_twice_the_eager_error(
 @pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
 def test_gradcheck_passes(gradient: str, heads: int) -> None:
     problem = on_gpu(make_problem(Case(n=5, c=4, d=4, k=2, m=3)))
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
 
     def function(inputs: Tensor, slots: Tensor, *tensors: Tensor) -> Any:
         return slot_attention(
@@ -222,7 +217,7 @@ def test_more_than_two_to_the_31_elements_are_attended_to() -> None:
 
 def test_auto_takes_the_kernels_on_a_gpu() -> None:
     problem = on_gpu(make_problem(Case(), torch.float32))
-    weights = SlotAttentionWeights.from_module(problem.module)
+    weights = problem.weights
     assert resolve_backend("auto", problem.inputs, problem.slots, weights).name == "triton"
     assert resolve_backend("auto").name == "triton"
 

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from fastslots_kernels import SlotAttentionWeights
 from fastslots_kernels.fused.products import fold, fold_backward
-from tests.kernels.cases import FigureTwo
+from fastslots_kernels.testing import FigureTwo
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # C, D, M, H.
@@ -57,9 +57,9 @@ def test_folded_weights_are_products_in_the_tile_dtype(
     w = make_weights(c, d, m, torch.promote_types(dtype, torch.float32))
     folded = fold(w, heads, dtype)
     exact, plain = products(w.to(torch.float64), heads), products(w, heads)
-    for name, x, y in zip(("keys", "values"), exact, plain, strict=True):
+    for name, x, y in zip(("key_weight", "value_weight"), exact, plain, strict=True):
         assert_close(getattr(folded, name), x, y.to(dtype), name)
-    copies = {"hidden": "gru_weight_hh", "mlp_0": "mlp_0_weight", "mlp_2": "mlp_2_weight"}
+    copies = {"hidden_weight": "gru_weight_hh", "mlp_0": "mlp_0_weight", "mlp_2": "mlp_2_weight"}
     for name, of in copies.items():
         assert torch.equal(getattr(folded, name), getattr(w, of).to(dtype)), name
     assert {x.dtype for x in folded[:5]} == {dtype}

@@ -178,6 +178,19 @@ def test_launches_are_specialised_as_triton_does_at_run_time(probe):
 
 
 @pytest.mark.slow
+def test_arguments_that_are_not_given_are_constants_and_named(probe):
+    run = probe(
+        "print(json.dumps(describe(48, None))); print(check_kernels.title(describe(48, None)))"
+    )
+    assert run.returncode == 0, run.stderr
+    configuration, title = run.stdout.splitlines()
+    _, _, signature, constants, *_ = json.loads(configuration)
+    assert dict(signature)["x_ptr"] == "constexpr"
+    assert [[0], None] in constants
+    assert title == "plain FLAG without x 1 warps"
+
+
+@pytest.mark.slow
 def test_script_compiles_a_workload_for_a_chip():
     run = run_program(SCRIPTS / "check_kernels", "--workload", "gradcheck", "--arch", "sm_90")
     assert run.returncode == 0, run.stderr

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
 from fastslots_kernels.checks import check_choice, check_count, check_multiple
+from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.testing import SHAPES
 
 DEFAULT_ITERATIONS = (1, 3, 7, 15, 31, 63, 127)
 DTYPES = {str(t)[6:]: t for t in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
@@ -65,6 +68,12 @@ class Case:
         for count in self.iterations:
             check_count("iterations", count, 1)
 
+    @classmethod
+    def of(cls, name: str, sizes: Sizes, **options: Any) -> Case:
+        """A case of these sizes; options are the other fields."""
+        b, n, c, k, d, num_heads, m = sizes
+        return cls(name, b, n, c, k, d, m, num_heads, **options)
+
     @property
     def sizes(self) -> dict[str, int]:
         """All sizes, by field name."""
@@ -76,18 +85,10 @@ class Case:
         return self.batch * self.num_inputs * self.input_size * DTYPES[self.dtype].itemsize
 
 
-# slate*: field sizes of SLATE at 64, 96 and 128 pixels. clevr: slot attention on 128 x 128 features.
-# dinosaur*: DINOSAUR on ViT features, with 11 or 24 slots. long: as many inputs as a video has. cpu-targets:
-# what CHANGELOG and README claim for two cores.
+# cpu-targets: what CHANGELOG and README claim for two cores.
 PRESETS: dict[str, tuple[Case, ...]] = {
     "small": (Case("small", 16, 256, 192, 6, 192, 192),),
-    "slate64": (Case("slate64", 50, 256, 192, 6, 192, 192),),
-    "slate96": (Case("slate96", 50, 576, 192, 6, 192, 192),),
-    "slate128": (Case("slate128", 50, 1024, 192, 12, 192, 192),),
-    "clevr": (Case("clevr", 64, 16_384, 64, 11, 64, 128),),
-    "dinosaur": (Case("dinosaur", 64, 1369, 256, 11, 256, 1024),),
-    "dinosaur24": (Case("dinosaur24", 64, 1369, 256, 24, 256, 1024),),
-    "long": (Case("long", 1, 2**20, 64, 16, 64, 64),),
+    **{name: (Case.of(name, shape.sizes),) for name, shape in SHAPES.items()},
     "cpu-targets": (
         Case("tokens-256", 16, 256, 192, 6, 192, 192, iterations=(7,)),
         Case("tokens-1024", 8, 1024, 192, 12, 192, 192, iterations=(1, 7, 64)),

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastslots.benchmark.attention.calls import Call
 from fastslots.benchmark.attention.providers import PACKAGE, Provider
 from fastslots.benchmark.measure.precision import products_dtype
-from fastslots_kernels.accuracy import compare, largest
+from fastslots_kernels.testing import compare, largest
 
 # Untrained steps amplify rounding, until only luck would be compared: of 160 correct float32 problems none
 # breaks the rule below at 3 iterations, 4 do at 7. The loop is the same for all counts.
@@ -34,7 +34,7 @@ class Check(NamedTuple):
 def check_call(call: Call) -> Check:
     """Compares outputs and gradients with the float64 reference on the same rounded tensors.
 
-    The rule is that of `fastslots_kernels.accuracy.compare`, with the eps of the products. Outputs must keep
+    The rule is that of `fastslots_kernels.testing.compare`, with the eps of the products. Outputs must keep
     it. Gradients need not, since rounding may switch a hidden unit of the MLP on or off, which no bound
     foresees: their worst error is returned. The package of PyPI has parameters of its own: only that it
     runs is checked.

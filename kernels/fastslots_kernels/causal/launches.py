@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from fastslots_kernels.causal.kernels import (
@@ -14,10 +13,10 @@ from fastslots_kernels.causal.kernels import (
     queries_backward_kernel,
 )
 from fastslots_kernels.causal.ops import lse_dtype
-from fastslots_kernels.fused import forward as fused
+from fastslots_kernels.fused import call as fused
 from fastslots_kernels.fused.folded import float32_precision
 from fastslots_kernels.fused.launch import launch
-from fastslots_kernels.fused.sizes import padded
+from fastslots_kernels.fused.sizes import ceil_div, padded
 
 
 class Tile(NamedTuple):
@@ -110,7 +109,7 @@ def _launch(call: Call, kernel: Any, tile: Tile, rows: int, tensors: tuple[Tenso
     batch, length, _ = call.q.shape
     if not call.q.numel():
         return
-    blocks = triton.cdiv(length, rows)
+    blocks = ceil_div(length, rows)
     launch(
         kernel,
         (batch * call.num_heads * blocks,),
@@ -119,13 +118,13 @@ def _launch(call: Call, kernel: Any, tile: Tile, rows: int, tensors: tuple[Tenso
         round(call.dropout * 2**32) - 2**31,  # hashes below it drop their entry
         length,
         blocks,
-        KEEP=1 / (1 - call.dropout),
+        KEPT=1 / (1 - call.dropout),
         SCALE=call.size**-0.5,
-        HEADS=call.num_heads,
-        SIZE=call.size,
-        PADDED=padded(call.size),
-        QUERIES=tile.queries,
-        KEYS=tile.keys,
+        H=call.num_heads,
+        D=call.size,
+        PADDED_D=padded(call.size),
+        BLOCK_QUERIES=tile.queries,
+        BLOCK_KEYS=tile.keys,
         STAGES=tile.stages,
         PRECISION=float32_precision(),
         num_warps=tile.warps,

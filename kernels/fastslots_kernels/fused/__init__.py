@@ -1,7 +1,7 @@
 """The step in fused Triton kernels, as operators of PyTorch (see kernels/README.md).
 
-An iteration is two or three launches: `attend` reads the inputs and sums them under their softmax over the
-slots, `update` makes the next slots and their keys of it. Nothing of the inputs' size is written but what is
+`attend` reads the inputs and sums them under their softmax over the slots; `update`, a few short launches,
+makes the next slots and their keys of it. Nothing of the inputs' size is written but what is
 asked for, and the backward of a step keeps nothing of it.
 """
 

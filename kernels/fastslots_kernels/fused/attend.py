@@ -9,32 +9,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastslots_kernels.fused.inputs import (
+from fastslots_kernels.fused.arithmetic import add_dot, softmax
+from fastslots_kernels.fused.call import Call
+from fastslots_kernels.fused.launch import launch
+from fastslots_kernels.fused.plans import split_size
+from fastslots_kernels.fused.sizes import padded
+from fastslots_kernels.fused.tiles import (
     appended,
     image_rows,
-    inverse_deviation,
-    load_centred,
+    load_normalized,
     load_tile,
-    normalized,
     replaced,
     store_chunk,
 )
-from fastslots_kernels.fused.launch import launch
-from fastslots_kernels.fused.plans import Plan, split_size
-from fastslots_kernels.fused.sizes import Sizes, padded
-from fastslots_kernels.fused.tiles import add_dot, softmax
+from fastslots_kernels.fused.update import Keys
 
 
 @triton.jit
 def _attend_kernel(
-    inputs_ptr,  # [B, N, C], any strides
-    mask_ptr,  # [B, N] of `mask_dtype`, any strides
+    inputs_ptr,  # [B, N, C], any strides: x, or x̃ if NORMALIZED
+    mask_ptr,  # [B, N] of `mask_dtype`, any strides, or None
     m_ptr,  # [B, V, C]
-    c_ptr,  # [B, V, C_PARTS]
-    sums_ptr,  # [B, S, sums_size]
-    attn_ptr,  # [B, N, V]
-    normed_ptr,  # [B, N, C]
-    stop_ptr,  # int32
+    bias_ptr,  # [B, V, PARTS]: c is their sum
+    sums_ptr,  # out [B, S, sums_size]: U, then Z
+    attn_ptr,  # out [B, N, V], or None
+    normed_ptr,  # out [B, N, C], or None
+    stop_ptr,  # int32, or None
     num_inputs,
     num_virtual,
     num_splits,
@@ -45,86 +45,85 @@ def _attend_kernel(
     stride_c,
     mask_stride_b,
     mask_stride_n,
-    SIZE: tl.constexpr,  # C
+    C: tl.constexpr,
     EPSILON: tl.constexpr,
-    SCALE: tl.constexpr,  # of the weights
+    WEIGHT_SCALE: tl.constexpr,
     NORM_EPS: tl.constexpr,
     NORMALIZED: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_STOP: tl.constexpr,
-    STORE_ATTN: tl.constexpr,
-    STORE_NORMED: tl.constexpr,
-    C_PARTS: tl.constexpr,
-    MOST_PARTS: tl.constexpr,  # a power of two
+    PARTS: tl.constexpr,
+    PADDED_PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    CHUNK: tl.constexpr,  # columns worked on at a time
+    PADDED_V: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One program: one split of the inputs of one image."""
-    if HAS_STOP:
+    """``P = softmax(x̃ mᵀ + c)``, ``A = P + ε``, ``U = Aᵀ x̃`` and ``Z = Σₙ A``.
+
+    One program: one split of the inputs of one image. A masked input has neither P nor A.
+    """
+    if stop_ptr is not None:
         if tl.load(stop_ptr) != 0:
             return
     pid = tl.program_id(0)
     b, split = (pid // num_splits).to(tl.int64), pid % num_splits
     first = split * split_size
     last = tl.minimum(first + split_size, num_inputs)
-    c, v = tl.arange(0, CHUNK), tl.arange(0, BLOCK_V)
+    c, v = tl.arange(0, BLOCK_C), tl.arange(0, PADDED_V)
     is_slot = v < num_virtual
-    image_ptr, normed_ptr = inputs_ptr + b * stride_b, normed_ptr + b * num_inputs * SIZE
-    m_ptr += b * num_virtual * SIZE
+    inputs_ptr += b * stride_b
+    if normed_ptr is not None:
+        normed_ptr += b * num_inputs * C
+    m_ptr += b * num_virtual * C
     sums_ptr += pid.to(tl.int64) * sums_size
     tile: tl.constexpr = m_ptr.dtype.element_ty
     acc: tl.constexpr = sums_ptr.dtype.element_ty
 
     m, sums = (), ()
-    for first_c in tl.static_range(0, SIZE, CHUNK):
-        within = v[:, None] * SIZE + first_c + c[None, :]
-        kept = is_slot[:, None] & (first_c + c < SIZE)[None, :]
-        m = appended(m, tl.trans(tl.load(m_ptr + within, mask=kept, other=0.0)))
-        sums = appended(sums, tl.zeros([CHUNK, BLOCK_V], acc))
-    part = tl.arange(0, MOST_PARTS)
-    at_bias = (b * num_virtual + v)[:, None] * C_PARTS + part[None, :]
-    valid_bias = is_slot[:, None] & (part < C_PARTS)[None, :]
-    bias = tl.sum(tl.load(c_ptr + at_bias, mask=valid_bias, other=0.0), 1)
+    for first_c in tl.static_range(0, C, BLOCK_C):
+        at = v[:, None] * C + first_c + c[None, :]
+        there = is_slot[:, None] & (first_c + c < C)[None, :]
+        m = appended(m, tl.trans(tl.load(m_ptr + at, mask=there, other=0.0)))
+        sums = appended(sums, tl.zeros([BLOCK_C, PADDED_V], acc))
+    part = tl.arange(0, PADDED_PARTS)
+    at = (b * num_virtual + v)[:, None] * PARTS + part[None, :]
+    there = is_slot[:, None] & (part < PARTS)[None, :]
+    bias = tl.sum(tl.load(bias_ptr + at, mask=there, other=0.0), 1)
     bias = tl.where(is_slot, bias, float("-inf"))
-    total = tl.zeros([BLOCK_N, BLOCK_V], acc)
+    total = tl.zeros([BLOCK_N, PADDED_V], acc)
     for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
-        n, valid = image_rows(
-            mask_ptr, b, start, last, mask_stride_b, mask_stride_n, HAS_MASK, BLOCK_N
-        )
+        n, valid = image_rows(mask_ptr, b, start, last, mask_stride_b, mask_stride_n, BLOCK_N)
         if NORMALIZED:
-            x = load_tile(image_ptr, n, valid, stride_n, stride_c, SIZE, CHUNK)
+            x = load_tile(inputs_ptr, n, valid, stride_n, stride_c, C, BLOCK_C)
         else:
-            x = load_centred(image_ptr, n, valid, stride_n, stride_c, tile, acc, SIZE, CHUNK)
-            rstd = inverse_deviation(x, valid, tile, SIZE, NORM_EPS)
-            x = normalized(x, rstd, tile)
-            if STORE_NORMED:
+            x, _ = load_normalized(
+                inputs_ptr, n, valid, stride_n, stride_c, tile, acc, NORM_EPS, C, BLOCK_C
+            )
+            if normed_ptr is not None:
                 for i in tl.static_range(len(x)):
-                    store_chunk(normed_ptr, n, n < last, SIZE, 1, x[i], i * CHUNK, CHUNK, SIZE)
-        logits = tl.zeros([BLOCK_N, BLOCK_V], acc)
+                    store_chunk(normed_ptr, n, n < last, C, 1, x[i], i * BLOCK_C, BLOCK_C, C)
+        logits = tl.zeros([BLOCK_N, PADDED_V], acc)
         for i in tl.static_range(len(x)):
             logits = add_dot(logits, x[i], m[i], PRECISION)
         attn = softmax(logits + bias[None, :], tile)
         present = valid[:, None] & is_slot[None, :]
-        weights = tl.where(present, (attn + EPSILON) * SCALE, 0.0).to(tile)
+        weights = tl.where(present, (attn + EPSILON) * WEIGHT_SCALE, 0.0).to(tile)
         # The divisor sums the rounded weights, so that U / Z stays a mean.
         total += weights.to(acc)
         for i in tl.static_range(len(x)):
             sums = replaced(sums, i, add_dot(sums[i], tl.trans(x[i]), weights, PRECISION))
-        if STORE_ATTN:
+        if attn_ptr is not None:
             attn_ptrs = attn_ptr + (b * num_inputs + n)[:, None] * num_virtual + v[None, :]
             stored = (n < last)[:, None] & is_slot[None, :]
             attn = tl.where(present, attn, 0.0).to(attn_ptr.dtype.element_ty)
             tl.store(attn_ptrs, attn, mask=stored)
 
     for i in tl.static_range(len(sums)):
-        within = v[:, None] * SIZE + i * CHUNK + c[None, :]
-        kept = is_slot[:, None] & (i * CHUNK + c < SIZE)[None, :]
-        tl.store(sums_ptr + within, tl.trans(sums[i]) / SCALE, mask=kept)
-    total = tl.sum(total, 0) / SCALE
-    tl.store(sums_ptr + num_virtual * SIZE + v, total, mask=is_slot)
+        at = v[:, None] * C + i * BLOCK_C + c[None, :]
+        there = is_slot[:, None] & (i * BLOCK_C + c < C)[None, :]
+        tl.store(sums_ptr + at, tl.trans(sums[i]) / WEIGHT_SCALE, mask=there)
+    total = tl.sum(total, 0) / WEIGHT_SCALE
+    tl.store(sums_ptr + num_virtual * C + v, total, mask=is_slot)
 
 
 def mask_dtype(tile: torch.dtype) -> torch.dtype:
@@ -147,75 +146,58 @@ def weight_scale(dtype: torch.dtype, epsilon: float) -> float:
 
 
 def attend(
-    inputs: Tensor,
-    mask: Tensor | None,
-    m: Tensor,
-    c: Tensor,
+    call: Call,
+    keys: Keys,
     sums: Tensor,
-    sizes: Sizes,
-    plan: Plan,
     *,
-    epsilon: float,
-    norm_eps: float | None,
-    precision: str,
-    attn: Tensor | None = None,
     normed: Tensor | None = None,
+    store: Tensor | None = None,
+    attn: Tensor | None = None,
     stop: Tensor | None = None,
 ) -> None:
-    """Writes ``U`` and ``Z`` of every split to `sums`, the softmax to `attn` and ``x̃`` to `normed`.
+    """Attends to the inputs, or to ``x̃`` of them if it is given.
 
     Args:
-        inputs: ``[B, N, C]``, any strides.
-        mask: ``[B, N]`` of `mask_dtype`, any strides; 0 where an input is not valid.
-        m: ``[B K, H C]``, tile dtype.
-        c: ``[B K, H, P]``, to be summed over P.
-        sums: ``[B, S, sums_size]``; S is the number of splits.
-        sizes: Of the call.
-        plan: Of `attend_plan`.
-        epsilon: Added to the softmax.
-        norm_eps: Of the inputs' LayerNorm; None: ``inputs`` are normalised already and have the tile dtype.
-        precision: Of products of float32: "ieee" or "tf32".
-        attn: ``[B, N, K H]`` or None.
-        normed: ``[B, N, C]`` in the tile dtype, contiguous, or None.
-        stop: int32; nothing is written where it is not 0.
+        call: What the steps share.
+        keys: Of the slots, as of `update.new_keys`.
+        sums: Receives ``U`` and ``Z`` of every split, ``[B, S, sums_size]``, as of the plan for what is read.
+        normed: ``x̃``, ``[B, N, C]`` in the tile dtype.
+        store: Receives ``x̃``, ``[B, N, C]`` in the tile dtype, contiguous.
+        attn: Receives the softmax, ``[B, N, K H]``.
+        stop: int32 flag on the device: unless it is 0, nothing is written.
     """
+    sizes, inputs = call.sizes, call.inputs if normed is None else normed
     if not sizes.batch:
         return
-    splits = sums.shape[1]
-    rows = mask if mask is not None else inputs
+    splits, parts, plan = sums.shape[1], keys.bias.shape[2], call.attend_plan(normed)
     launch(
         _attend_kernel,
         (sizes.batch * splits,),
         inputs,
-        inputs if mask is None else mask,
-        m,
-        c,
+        call.mask,
+        *keys,
         sums,
-        sums if attn is None else attn,
-        m if normed is None else normed,
-        sums if stop is None else stop,
+        attn,
+        store,
+        stop,
         sizes.num_inputs,
         sizes.virtual,
         splits,
         split_size(sizes.num_inputs, splits, plan),
         sizes.sums_size,
         *inputs.stride(),
-        *rows.stride()[:2],
-        SIZE=sizes.input_size,
-        EPSILON=epsilon,
-        SCALE=weight_scale(m.dtype, epsilon),
-        NORM_EPS=norm_eps or 0.0,
-        NORMALIZED=norm_eps is None,
-        HAS_MASK=mask is not None,
-        HAS_STOP=stop is not None,
-        STORE_ATTN=attn is not None,
-        STORE_NORMED=normed is not None,
-        C_PARTS=c.shape[2],
-        MOST_PARTS=triton.next_power_of_2(c.shape[2]),
-        PRECISION=precision,
+        *(call.mask.stride() if call.mask is not None else (0, 0)),
+        C=sizes.input_size,
+        EPSILON=call.epsilon,
+        WEIGHT_SCALE=weight_scale(call.tile, call.epsilon),
+        NORM_EPS=call.norm_eps[0] if normed is None else 0.0,
+        NORMALIZED=normed is not None,
+        PARTS=parts,
+        PADDED_PARTS=triton.next_power_of_2(parts),
+        PRECISION=call.precision,
         BLOCK_N=plan.rows,
-        BLOCK_V=padded(sizes.virtual),
-        CHUNK=plan.chunk,
+        PADDED_V=padded(sizes.virtual),
+        BLOCK_C=plan.chunk,
         STAGES=plan.stages,
         num_warps=plan.warps,
         resident=plan.resident,

@@ -7,15 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastslots_kernels.fused.attend import attend
 from fastslots_kernels.fused.attend_backward import attend_backward
-from fastslots_kernels.fused.forward import Call, few_splits, run_attend
+from fastslots_kernels.fused.call import Call, few_splits
 from fastslots_kernels.fused.products import fold_backward, weight_gradients
-from fastslots_kernels.fused.update import Keys, recompute_gates
-from fastslots_kernels.fused.update_backward import (
-    keys_backward,
-    new_vectors,
-    update_backward,
-)
+from fastslots_kernels.fused.update import Keys, make_keys, new_keys, recompute_gates
+from fastslots_kernels.fused.update_backward import keys_backward, new_vectors, update_backward
 from fastslots_kernels.weights import SlotAttentionWeights
 
 
@@ -51,55 +48,33 @@ def run_backward(
         d_attn: Of the attention, ``[B, N, K]``, or None for zero.
         need_inputs: Whether the inputs need a gradient.
     """
-    sizes, w, precision = call.sizes, call.w, call.precision
-    old = call.rows(slots)
+    sizes, old = call.sizes, call.rows(slots)
     plain = old.new_empty(sizes.rows, sizes.width)
-    keys = Keys(call.w.keys.new_empty(plain.shape), old.new_empty(sizes.rows, sizes.num_heads, 1))
+    bias = old.new_empty(sizes.rows, sizes.num_heads, 1)
+    keys = Keys(call.w.key_weight.new_empty(plain.shape), bias)
     if sums is None:
         splits = call.new_sums(call.attend_plan(None))
-        run_attend(call, call.make_keys(old), splits)
+        attend(call, make_keys(call, old, new_keys(call)), splits)
         sums = splits.sum(1, keepdim=True)
     if gates is None:
-        gates = recompute_gates(sums, old, w, sizes, precision)
-    vectors = new_vectors(w, sizes)
+        gates = recompute_gates(call, sums, old)
+    vectors = new_vectors(call)
     d_new = torch.zeros_like(old) if d_new is None else call.rows(d_new)
-    update = update_backward(
-        d_new, old, sums, gates, w, sizes, call.norm_eps, precision, vectors, keys, plain
-    )
+    update = update_backward(call, d_new, old, sums, gates, vectors, keys, plain)
 
     d_inputs = torch.empty_like(call.inputs) if need_inputs else None
-    plan = call.backward_plan()
-    d_keys = call.new_sums(plan)
-    attend_backward(
-        call.inputs,
-        call.mask,
-        *keys,
-        sums,
-        update.d_sums,
-        d_attn,
-        d_inputs,
-        d_keys,
-        sizes,
-        plan,
-        epsilon=call.epsilon,
-        norm_eps=call.norm_eps[0],
-        precision=precision,
-    )
-    d_plain = keys_backward(
-        few_splits(d_keys, sizes),
-        plain,
-        old,
-        update.d_slots,
-        w,
-        sizes,
-        call.norm_eps[1],
-        precision,
-        vectors,
-    )
+    d_keys = call.new_sums(call.backward_plan)
+    attend_backward(call, keys, sums, update.d_sums, d_attn, d_inputs, d_keys)
+    d_plain = keys_backward(call, few_splits(d_keys, sizes), plain, old, update.d_slots, vectors)
     d_slots = update.d_slots.view(slots.shape).to(slots.dtype)
-    products = weight_gradients(update, d_plain, vectors, sizes, weights.dtype, precision)
+    products = weight_gradients(call, update, d_plain, vectors, weights.dtype)
     matrices = fold_backward(
-        weights, sizes.num_heads, products.keys, products.values, d_plain.dtype, precision
+        weights,
+        sizes.num_heads,
+        products.key_weight,
+        products.value_weight,
+        call.tile,
+        call.precision,
     )
     for name in ("gru_weight_hh", "mlp_0_weight", "mlp_2_weight"):
         matrices[name] = getattr(products, name)

@@ -15,13 +15,13 @@ class FoldedWeights(NamedTuple):
     """Weights of a step, products of two weights made. All contiguous.
 
     Matrices have the tile dtype, vectors the accumulator's: float32 (float64 for float64).
-    With s̃ the normalised slots (affine included) and ``g = s̃ keys``: ``m = g ∘ scale``, ``c = g · shift``;
-    the GRU's input gates are ``ū valuesᵀ + gru_bias_ih`` with ``ū = U / Z ∘ scale + shift``, 0 where Z is 0.
+    With s̃ the normalised slots (affine included) and ``g = s̃ G``: ``m = g ∘ scale``, ``c = g · shift``;
+    the GRU's input gates are ``ū W′ᵀ + gru_bias_ih`` with ``ū = U / Z ∘ scale + shift``, 0 where Z is 0.
     """
 
-    keys: Tensor  # [D, H C]: Wq_hᵀ Wk_h / √(D / H), heads side by side
-    values: Tensor  # [3 D, H C]: W_ih Wv, heads side by side
-    hidden: Tensor  # [3 D, D]: W_hh
+    key_weight: Tensor  # G, [D, H C]: Wq_hᵀ Wk_h / √(D / H), heads side by side
+    value_weight: Tensor  # W′, [3 D, H C]: W_ih Wv, heads side by side
+    hidden_weight: Tensor  # [3 D, D]: W_hh
     mlp_0: Tensor  # [M, D]
     mlp_2: Tensor  # [D, M]
     scale: Tensor  # [C]: γ of the inputs' LayerNorm

@@ -16,10 +16,14 @@ class Launch(NamedTuple):
 
     kernel: Any
     grid: tuple[int, ...]
-    arguments: tuple[Any, ...]  # tensors and numbers, in the kernel's order
+    arguments: tuple[Any, ...]  # tensors, numbers and None, in the kernel's order
     constants: dict[str, Any]  # the constexpr arguments, by name
     num_warps: int
     resident: int = 1  # programs that a multiprocessor is to hold at a time
+
+    def argument(self, name: str) -> Any:
+        """One of them, by the kernel's name for it."""
+        return self.arguments[self.kernel.arg_names.index(name)]
 
     def run(self) -> None:
         """Runs it, where a driver of Triton's is."""

@@ -20,7 +20,7 @@ from fastslots_kernels.fused.sizes import Sizes
 from fastslots_kernels.weights import TENSORS, SlotAttentionWeights
 
 if TYPE_CHECKING:
-    from fastslots_kernels.fused.forward import Call
+    from fastslots_kernels.fused.call import Call
 
 # The gradients of all vectors leave the backward as one tensor: outputs of an operator must not share memory.
 _MATRICES = tuple(name for name in TENSORS if name.startswith("project") or "_weight_" in name)
@@ -74,8 +74,8 @@ def _(
     w = FoldedWeights(*folded)
     state = slots.new_empty(slots.shape, dtype=w.scale.dtype)
     used = torch.empty((), dtype=torch.int64, device=inputs.device)
-    if stores_normed(w.keys.dtype, inputs.dtype):
-        return state, used, inputs.new_empty(inputs.shape, dtype=w.keys.dtype)
+    if stores_normed(w.key_weight.dtype, inputs.dtype):
+        return state, used, inputs.new_empty(inputs.shape, dtype=w.key_weight.dtype)
     return state, used, inputs.new_empty(0)
 
 
@@ -198,12 +198,10 @@ def _setup_context(
     x, slots, mask, _, weights, folded, num_heads, epsilon, norm_eps, _, keep = inputs
     kept = output[2:] if keep else (None, None)
     matrices = folded[:_NUM_FOLDED]
-    if 10 * sum(map(_num_bytes, matrices)) > _num_bytes(
-        x
-    ):  # they are made again, for memory's sake
-        matrices = []
+    if 10 * sum(map(_num_bytes, matrices)) > _num_bytes(x):
+        matrices = []  # they are made again, for memory's sake
     ctx.save_for_backward(x, slots, mask, *kept, *weights, *matrices)
-    ctx.options = FoldedWeights(*folded).keys.dtype, num_heads, epsilon, norm_eps
+    ctx.options = FoldedWeights(*folded).key_weight.dtype, num_heads, epsilon, norm_eps
     ctx.num_folded = len(folded)
     ctx.set_materialize_grads(False)
 
@@ -214,17 +212,7 @@ def _backward(ctx: Any, d_new: Tensor | None, d_attn: Tensor | None, *_: Any) ->
     weights, folded = weights[: len(TENSORS)], weights[len(TENSORS) :]
     need_inputs = ctx.needs_input_grad[0]
     d_inputs, d_slots, *matrices, vectors = step_backward(
-        x,
-        slots,
-        mask,
-        weights,
-        folded,
-        sums,
-        gates,
-        d_new,
-        d_attn,
-        *ctx.options,
-        need_inputs,
+        x, slots, mask, weights, folded, sums, gates, d_new, d_attn, *ctx.options, need_inputs
     )
     by_name = dict(zip(_MATRICES, matrices, strict=True))
     sizes = [
@@ -267,12 +255,12 @@ def _call(
     norm_eps: Sequence[float],
 ) -> Call:
     from fastslots_kernels.fused.attend import mask_dtype
-    from fastslots_kernels.fused.forward import Call
+    from fastslots_kernels.fused.call import Call
 
     sizes = _sizes(inputs, slots, folded, num_heads)
     w = FoldedWeights(*folded)
-    mask = None if mask is None else mask.to(mask_dtype(w.keys.dtype))
-    return Call(inputs, mask, w, sizes, epsilon, _three(norm_eps))
+    mask = None if mask is None else mask.to(mask_dtype(w.key_weight.dtype))
+    return Call(inputs, mask, w, sizes, epsilon, _three(norm_eps), float32_precision())
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

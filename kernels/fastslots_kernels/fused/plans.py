@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastslots_kernels.fused.sizes import Sizes, padded
+from fastslots_kernels.fused.sizes import Sizes, ceil_div, padded
 
 # What a program costs besides its tiles, in tiles: keys read, sums written, and read by the slot update.
 _TILES_PER_PROGRAM = 1.0
@@ -35,11 +35,11 @@ class UpdatePlan(NamedTuple):
 
     def row_tiles(self, rows: int) -> int:
         """Programs for rows of slots."""
-        return _ceil(rows, self.rows)
+        return ceil_div(rows, self.rows)
 
     def column_blocks(self, columns: int) -> int:
         """Programs for columns."""
-        return _ceil(columns, self.columns)
+        return ceil_div(columns, self.columns)
 
 
 # Of 16-bit tiles: kernel, columns, virtual slots as padded. Chosen by registers and instructions on sm_90.
@@ -121,7 +121,7 @@ def update_plan(sizes: Sizes, tile: torch.dtype) -> UpdatePlan:
     if tile.itemsize == 2:
         columns = 64 if sizes.slot_size > 64 else 32
         # More rows read a weight less often: they pay once there are more programs than multiprocessors.
-        programs = _ceil(sizes.rows, 16) * _ceil(sizes.slot_size, columns)
+        programs = ceil_div(sizes.rows, 16) * ceil_div(sizes.slot_size, columns)
         return UpdatePlan(16 if programs <= 132 else 32, columns, 64, 3, 4)
     return UpdatePlan(16, 16, 128 // tile.itemsize, 1 if tile.itemsize == 8 else 3, 8)
 
@@ -141,21 +141,21 @@ def num_splits(batch: int, num_inputs: int, plan: Plan, num_processors: int) -> 
     Measured on an H200, 2026-11-26, a multiprocessor takes as long for one program as for all that it holds
     at once: each waits for its own memory. What counts is how often all are full, and the tiles of a program.
     """
-    tiles = max(_ceil(num_inputs, plan.rows), 1)
+    tiles = max(ceil_div(num_inputs, plan.rows), 1)
     candidates = sorted(
-        {_ceil(tiles, _ceil(tiles, s)) for s in range(1, min(tiles, _MOST_SPLITS) + 1)}
+        {ceil_div(tiles, ceil_div(tiles, s)) for s in range(1, min(tiles, _MOST_SPLITS) + 1)}
     )
 
     def time(splits: int) -> float:
-        waves = _ceil(batch * splits, num_processors * plan.resident)
-        return waves * (_ceil(tiles, splits) + _TILES_PER_PROGRAM)
+        waves = ceil_div(batch * splits, num_processors * plan.resident)
+        return waves * (ceil_div(tiles, splits) + _TILES_PER_PROGRAM)
 
     return min(candidates, key=time)
 
 
 def split_size(num_inputs: int, splits: int, plan: Plan) -> int:
     """Inputs per split: whole tiles."""
-    return _ceil(_ceil(num_inputs, splits), plan.rows) * plan.rows
+    return ceil_div(ceil_div(num_inputs, splits), plan.rows) * plan.rows
 
 
 @lru_cache(maxsize=1)
@@ -163,7 +163,3 @@ def _later_triton() -> bool:
     import triton  # slow, and not there where no kernel runs
 
     return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
-
-
-def _ceil(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)

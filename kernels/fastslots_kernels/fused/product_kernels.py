@@ -7,7 +7,7 @@ when the kernel is compiled.
 import triton
 import triton.language as tl
 
-from fastslots_kernels.fused.tiles import add_dot
+from fastslots_kernels.fused.arithmetic import add_dot
 
 
 @triton.jit
@@ -22,31 +22,31 @@ def product_tile(
     b_ptr,
     out_ptr,
     index,  # which tile of which head
-    K,  # entries of each sum
+    inner,  # entries of each sum
     P: tl.constexpr,
     Q: tl.constexpr,
-    A_STRIDES: tl.constexpr,  # of head, p, k
-    B_STRIDES: tl.constexpr,  # of head, k, q
+    A_STRIDES: tl.constexpr,  # of head, p, i
+    B_STRIDES: tl.constexpr,  # of head, i, q
     OUT_STRIDES: tl.constexpr,  # of head, p, q
-    SCALE: tl.constexpr,
+    FACTOR: tl.constexpr,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Stores one tile of ``out[p, q] = SCALE Σ_k a[p, k] b[k, q]``, operands rounded to TILE."""
+    """Stores one tile of ``out[p, q] = FACTOR Σᵢ a[p, i] b[i, q]``, operands rounded to TILE."""
     blocks: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P * ((Q + BLOCK_Q - 1) // BLOCK_Q)
     head = index // blocks
     p, q, total = sum_of_products(
-        a_ptr + head * A_STRIDES[0], b_ptr + head * B_STRIDES[0], index % blocks, K, P, Q,
+        a_ptr + head * A_STRIDES[0], b_ptr + head * B_STRIDES[0], index % blocks, inner, P, Q,
         A_STRIDES[1], A_STRIDES[2], B_STRIDES[1], B_STRIDES[2],
-        TILE, ACC, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+        TILE, ACC, PRECISION, BLOCK_P, BLOCK_Q, CHUNK, STAGES,
     )  # fmt: skip
     out_ptr += head * OUT_STRIDES[0] + p[:, None] * OUT_STRIDES[1] + q[None, :] * OUT_STRIDES[2]
-    total = (total * SCALE).to(out_ptr.dtype.element_ty)
+    total = (total * FACTOR).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr, total, mask=(p < P)[:, None] & (q < Q)[None, :])
 
 
@@ -55,22 +55,22 @@ def sum_of_products(
     a_ptr,
     b_ptr,
     index,  # which tile
-    K,
+    inner,
     P,
     Q,
     a_stride_p,
-    a_stride_k,
-    b_stride_k,
+    a_stride_i,
+    b_stride_i,
     b_stride_q,
     TILE: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """``p``, ``q`` and ``Σ_k a[p, k] b[k, q]`` of a tile, operands rounded to TILE.
+    """``p``, ``q`` and ``Σᵢ a[p, i] b[i, q]`` of a tile, operands rounded to TILE.
 
     With ``"tf32x3"`` float32 operands are split in two TF32 each, of whose products all but that of the two
     remainders are added up, each kind by itself: an error of about 2⁻²⁰ of a term, that of sums in float32.
@@ -83,10 +83,10 @@ def sum_of_products(
     total = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
     rest_a = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
     rest_b = tl.zeros([BLOCK_P, BLOCK_Q], ACC)
-    for first in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-        k = (first + tl.arange(0, BLOCK_K)).to(tl.int64)
-        a_at, a_valid = a_ptr + k[None, :] * a_stride_k, (p < P)[:, None] & (k < K)[None, :]
-        b_at, b_valid = b_ptr + k[:, None] * b_stride_k, (k < K)[:, None] & (q < Q)[None, :]
+    for first in tl.range(0, inner, CHUNK, num_stages=STAGES):
+        i = (first + tl.arange(0, CHUNK)).to(tl.int64)
+        a_at, a_valid = a_ptr + i[None, :] * a_stride_i, (p < P)[:, None] & (i < inner)[None, :]
+        b_at, b_valid = b_ptr + i[:, None] * b_stride_i, (i < inner)[:, None] & (q < Q)[None, :]
         a = tl.load(a_at, mask=a_valid, other=0.0).to(TILE)
         b = tl.load(b_at, mask=b_valid, other=0.0).to(TILE)
         if PRECISION == "tf32x3":
@@ -119,7 +119,10 @@ def sum_vectors_block(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Stores one block of the vectors' gradients: sums over tiles of slots, and over heads."""
+    """Stores one block of the vectors' gradients: sums over tiles of slots, and over heads.
+
+    First come both vectors of the inputs' LayerNorm, for every head: see `vectors`.
+    """
     column = index * BLOCK + tl.arange(0, BLOCK)
     by_head = column < 2 * C
     valid = column < VECTORS - 2 * (W - C)
@@ -145,9 +148,9 @@ def _fold_kernel(
     weight_hh_ptr,  # [3 D, D]
     weight_0_ptr,  # [M, D]
     weight_2_ptr,  # [D, M]
-    keys_ptr,  # out [D, H C]
-    values_ptr,  # out [3 D, H C]
-    hidden_ptr,  # out [3 D, D]
+    key_weight_ptr,  # out [D, H C]: G
+    value_weight_ptr,  # out [3 D, H C]: W′
+    hidden_weight_ptr,  # out [3 D, D]
     mlp_0_ptr,  # out [M, D]
     mlp_2_ptr,  # out [D, M]
     C: tl.constexpr,
@@ -163,28 +166,31 @@ def _fold_kernel(
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_COPY: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One tile of a product of weights, or one block of a copy in the tile dtype."""
+    """``G = Wqᵀ Wk / √(D / H)`` and ``W′ = W_ih Wv``, both by head; copies in the tile dtype of the others.
+
+    One program: one tile of a product, or one block of a copy.
+    """
     acc: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    size: tl.constexpr = D // H
+    head_size: tl.constexpr = D // H
     pid = tl.program_id(0)
     if pid < END_KEYS:  # Wq_hᵀ Wk_h
         product_tile(
-            project_q_ptr, project_k_ptr, keys_ptr, pid, size, D, C,
-            (size * D, 1, D), (size * C, C, 1), (C, H * C, 1),
-            SCALE, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+            project_q_ptr, project_k_ptr, key_weight_ptr, pid, head_size, D, C,
+            (head_size * D, 1, D), (head_size * C, C, 1), (C, H * C, 1),
+            SCALE, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, CHUNK, STAGES,
         )  # fmt: skip
     elif pid < END_VALUES:  # W_ih Wv
         product_tile(
-            weight_ih_ptr, project_v_ptr, values_ptr, pid - END_KEYS, size, 3 * D, C,
-            (size, D, 1), (size * C, C, 1), (C, H * C, 1),
-            1.0, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+            weight_ih_ptr, project_v_ptr, value_weight_ptr, pid - END_KEYS, head_size, 3 * D, C,
+            (head_size, D, 1), (head_size * C, C, 1), (C, H * C, 1),
+            1.0, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, CHUNK, STAGES,
         )  # fmt: skip
     elif pid < END_HIDDEN:
-        copy_block(weight_hh_ptr, hidden_ptr, pid - END_VALUES, 3 * D * D, BLOCK_COPY)
+        copy_block(weight_hh_ptr, hidden_weight_ptr, pid - END_VALUES, 3 * D * D, BLOCK_COPY)
     elif pid < END_MLP_0:
         copy_block(weight_0_ptr, mlp_0_ptr, pid - END_HIDDEN, M * D, BLOCK_COPY)
     else:
@@ -197,8 +203,8 @@ def _fold_backward_kernel(
     project_k_ptr,  # [D, C]
     project_v_ptr,  # [D, C]
     weight_ih_ptr,  # [3 D, D]
-    d_keys_ptr,  # [D, H C]
-    d_values_ptr,  # [3 D, H C]
+    d_key_weight_ptr,  # [D, H C]: dG
+    d_value_weight_ptr,  # [3 D, H C]: dW′
     d_project_q_ptr,  # out
     d_project_k_ptr,  # out
     d_project_v_ptr,  # out
@@ -213,54 +219,57 @@ def _fold_backward_kernel(
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One tile of the gradient of a weight that `_fold_kernel` multiplies; the longest sums come first."""
-    acc: tl.constexpr = d_keys_ptr.dtype.element_ty
-    size: tl.constexpr = D // H
+    """``dWv = W_ihᵀ dW′``, ``dWq = Wk dGᵀ / √(D / H)``, ``dWk = Wq dG / √(D / H)`` and ``dW_ih = dW′ Wvᵀ``.
+
+    Each by head. One program: one tile of one of them; the longest sums come first.
+    """
+    acc: tl.constexpr = d_key_weight_ptr.dtype.element_ty
+    head_size: tl.constexpr = D // H
     pid = tl.program_id(0)
-    if pid < END_V:  # W_ihᵀ dV
+    if pid < END_V:  # W_ih_hᵀ dW′_h
         product_tile(
-            weight_ih_ptr, d_values_ptr, d_project_v_ptr, pid, 3 * D, size, C,
-            (size, 1, D), (C, H * C, 1), (size * C, C, 1),
-            1.0, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+            weight_ih_ptr, d_value_weight_ptr, d_project_v_ptr, pid, 3 * D, head_size, C,
+            (head_size, 1, D), (C, H * C, 1), (head_size * C, C, 1),
+            1.0, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, CHUNK, STAGES,
         )  # fmt: skip
-    elif pid < END_Q:  # Wk_h dGᵀ
+    elif pid < END_Q:  # Wk_h dG_hᵀ
         product_tile(
-            project_k_ptr, d_keys_ptr, d_project_q_ptr, pid - END_V, C, size, D,
-            (size * C, C, 1), (C, 1, H * C), (size * D, D, 1),
-            SCALE, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+            project_k_ptr, d_key_weight_ptr, d_project_q_ptr, pid - END_V, C, head_size, D,
+            (head_size * C, C, 1), (C, 1, H * C), (head_size * D, D, 1),
+            SCALE, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, CHUNK, STAGES,
         )  # fmt: skip
-    elif pid < END_K:  # Wq_h dG
+    elif pid < END_K:  # Wq_h dG_h
         product_tile(
-            project_q_ptr, d_keys_ptr, d_project_k_ptr, pid - END_Q, D, size, C,
-            (size * D, D, 1), (C, H * C, 1), (size * C, C, 1),
-            SCALE, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+            project_q_ptr, d_key_weight_ptr, d_project_k_ptr, pid - END_Q, D, head_size, C,
+            (head_size * D, D, 1), (C, H * C, 1), (head_size * C, C, 1),
+            SCALE, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, CHUNK, STAGES,
         )  # fmt: skip
-    else:  # dV_h Wv_hᵀ
+    else:  # dW′_h Wv_hᵀ
         product_tile(
-            d_values_ptr, project_v_ptr, d_weight_ih_ptr, pid - END_K, C, 3 * D, size,
-            (C, H * C, 1), (size * C, 1, C), (size, D, 1),
-            1.0, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+            d_value_weight_ptr, project_v_ptr, d_weight_ih_ptr, pid - END_K, C, 3 * D, head_size,
+            (C, H * C, 1), (head_size * C, 1, C), (head_size, D, 1),
+            1.0, acc, acc, PRECISION, BLOCK_P, BLOCK_Q, CHUNK, STAGES,
         )  # fmt: skip
 
 
 @triton.jit
 def _weight_gradients_kernel(
-    normed_slots_ptr,  # [R, D]
-    d_plain_ptr,  # [R, H C]
+    normed_slots_ptr,  # [R, D]: s̃
+    d_plain_ptr,  # [R, H C]: dg
     d_input_gates_ptr,  # [R, 3 D]
-    averaged_ptr,  # [R, H C]
+    averaged_ptr,  # [R, H C]: ū
     d_hidden_gates_ptr,  # [R, 3 D]
     slots_ptr,  # [R, D]
     d_hidden_ptr,  # [R, M]
-    normed_ptr,  # [R, D]
+    normed_ptr,  # [R, D]: LNₘ(s')
     d_new_ptr,  # [R, D]
     hidden_ptr,  # [R, M]
     vectors_ptr,  # [tiles, VECTORS]
-    d_keys_ptr,  # out [D, H C]
-    d_values_ptr,  # out [3 D, H C]
+    d_key_weight_ptr,  # out [D, H C]: dG
+    d_value_weight_ptr,  # out [3 D, H C]: dW′
     d_weight_hh_ptr,  # out [3 D, D]
     d_weight_0_ptr,  # out [M, D]
     d_weight_2_ptr,  # out [D, M]
@@ -280,23 +289,26 @@ def _weight_gradients_kernel(
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_VECTOR: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One tile of ``leftᵀ right`` for one of the step's matrices, or a block of the sums of the vectors.
+    """``dW_hh = d_hidden_gatesᵀ s``, ``dG = s̃ᵀ dg``, ``dW′ = d_input_gatesᵀ ū``, ``dW₀`` and ``dW₂``.
+
+    Of the MLP ``dW₀ = d_hiddenᵀ LNₘ(s')`` and ``dW₂ = d_newᵀ hidden``. One program: one tile of one of them,
+    or a block of the vectors' gradients, summed over tiles of slots, and over heads.
 
     Four of the five products run the same code, and are chosen among as it runs: of branches that differ in
     their operands alone, Triton 3.8 joins the ends, and keeps the shared memory of all of them at once.
     """
     tile: tl.constexpr = d_plain_ptr.dtype.element_ty
-    acc: tl.constexpr = d_keys_ptr.dtype.element_ty
+    acc: tl.constexpr = d_key_weight_ptr.dtype.element_ty
     pid = tl.program_id(0)
     if pid < END_HIDDEN:  # slots are in the accumulator's dtype
         product_tile(
             d_hidden_gates_ptr, slots_ptr, d_weight_hh_ptr, pid, num_rows, 3 * D, D,
             (0, 1, 3 * D), (0, D, 1), (0, D, 1),
-            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+            1.0, tile, acc, PRECISION, BLOCK_P, BLOCK_Q, CHUNK, STAGES,
         )  # fmt: skip
     elif pid < END_MLP_2:
         a_ptr, b_ptr, first, P, Q = normed_slots_ptr, d_plain_ptr, END_HIDDEN, D, H * C
@@ -308,25 +320,17 @@ def _weight_gradients_kernel(
             a_ptr, b_ptr, first, P, Q = d_input_gates_ptr, averaged_ptr, END_KEYS, 3 * D, H * C
         p, q, total = sum_of_products(
             a_ptr, b_ptr, pid - first, num_rows, P, Q, 1, P, Q, 1,
-            tile, acc, PRECISION, BLOCK_P, BLOCK_Q, BLOCK_K, STAGES,
+            tile, acc, PRECISION, BLOCK_P, BLOCK_Q, CHUNK, STAGES,
         )  # fmt: skip
         at, inside = p[:, None] * Q + q[None, :], (p < P)[:, None] & (q < Q)[None, :]
         if pid < END_KEYS:
-            tl.store(d_keys_ptr + at, total, mask=inside)
+            tl.store(d_key_weight_ptr + at, total, mask=inside)
         elif pid < END_VALUES:
-            tl.store(d_values_ptr + at, total, mask=inside)
+            tl.store(d_value_weight_ptr + at, total, mask=inside)
         else:
             weight_ptr = d_weight_2_ptr if pid >= END_MLP_0 else d_weight_0_ptr
             tl.store(weight_ptr + at, total.to(weight_ptr.dtype.element_ty), mask=inside)
     else:
         sum_vectors_block(
-            vectors_ptr,
-            d_vectors_ptr,
-            pid - END_MLP_2,
-            num_tiles,
-            H * C,
-            C,
-            VECTORS,
-            acc,
-            BLOCK_VECTOR,
-        )
+            vectors_ptr, d_vectors_ptr, pid - END_MLP_2, num_tiles, H * C, C, VECTORS, acc, BLOCK_VECTOR
+        )  # fmt: skip

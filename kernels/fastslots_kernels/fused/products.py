@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastslots_kernels.fused.call import Call
 from fastslots_kernels.fused.folded import FoldedWeights, folded_shapes
 from fastslots_kernels.fused.launch import launch
 from fastslots_kernels.fused.product_kernels import (
@@ -16,7 +17,7 @@ from fastslots_kernels.fused.product_kernels import (
     _fold_kernel,
     _weight_gradients_kernel,
 )
-from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.fused.sizes import ceil_div
 from fastslots_kernels.fused.update_backward import UpdateGradients
 from fastslots_kernels.weights import SlotAttentionWeights
 
@@ -29,20 +30,20 @@ class Blocks(NamedTuple):
 
     p: int
     q: int
-    k: int
+    chunk: int
     stages: int  # of such parts on their way at a time
     warps: int
 
     def tiles(self, p: int, q: int, heads: int = 1) -> int:
         """Tiles of a product of ``p`` rows and ``q`` columns for every head."""
-        return heads * _ceil(p, self.p) * _ceil(q, self.q)
+        return heads * ceil_div(p, self.p) * ceil_div(q, self.q)
 
     def constants(self) -> dict[str, int]:
         """As kernels take them."""
         return {
             "BLOCK_P": self.p,
             "BLOCK_Q": self.q,
-            "BLOCK_K": self.k,
+            "CHUNK": self.chunk,
             "STAGES": self.stages,
             "num_warps": self.warps,
         }
@@ -72,9 +73,9 @@ def fold_matrices(
     programs = {
         "KEYS": blocks.tiles(d, c, num_heads),
         "VALUES": blocks.tiles(3 * d, c, num_heads),
-        "HIDDEN": _ceil(3 * d * d, _BLOCK_COPY),
-        "MLP_0": _ceil(m * d, _BLOCK_COPY),
-        "MLP_2": _ceil(m * d, _BLOCK_COPY),
+        "HIDDEN": ceil_div(3 * d * d, _BLOCK_COPY),
+        "MLP_0": ceil_div(m * d, _BLOCK_COPY),
+        "MLP_2": ceil_div(m * d, _BLOCK_COPY),
     }
     launch(
         _fold_kernel,
@@ -101,8 +102,8 @@ def fold_matrices(
 def fold_backward(
     w: SlotAttentionWeights,
     num_heads: int,
-    d_keys: Tensor,
-    d_values: Tensor,
+    d_key_weight: Tensor,
+    d_value_weight: Tensor,
     dtype: torch.dtype,
     precision: str,
 ) -> dict[str, Tensor]:
@@ -111,8 +112,8 @@ def fold_backward(
     Args:
         w: Weights that were folded.
         num_heads: H.
-        d_keys: ``[D, H C]``, accumulator's dtype.
-        d_values: ``[3 D, H C]``, accumulator's dtype.
+        d_key_weight: ``[D, H C]``, accumulator's dtype.
+        d_value_weight: ``[3 D, H C]``, accumulator's dtype.
         dtype: Of the tiles.
         precision: As in `fold`.
     """
@@ -132,8 +133,8 @@ def fold_backward(
         _fold_backward_kernel,
         (sum(programs.values()),),
         *(matrix.contiguous() for matrix in _projections(w)),
-        d_keys,
-        d_values,
+        d_key_weight,
+        d_value_weight,
         *gradients.values(),
         C=c,
         D=d,
@@ -149,8 +150,8 @@ def fold_backward(
 class WeightGradients(NamedTuple):
     """Of the folded matrices in the accumulator's dtype, of all else in the weights'."""
 
-    keys: Tensor  # [D, H C]
-    values: Tensor  # [3 D, H C]
+    key_weight: Tensor  # dG, [D, H C]
+    value_weight: Tensor  # dW′, [3 D, H C]
     gru_weight_hh: Tensor  # [3 D, D]
     mlp_0_weight: Tensor  # [M, D]
     mlp_2_weight: Tensor  # [D, M]
@@ -158,25 +159,20 @@ class WeightGradients(NamedTuple):
 
 
 def weight_gradients(
-    update: UpdateGradients,
-    d_plain: Tensor,
-    vectors: Tensor,
-    sizes: Sizes,
-    dtype: torch.dtype,
-    precision: str,
+    call: Call, update: UpdateGradients, d_plain: Tensor, vectors: Tensor, dtype: torch.dtype
 ) -> WeightGradients:
     """The matrices' gradients from their factors, and sums of the vectors' over tiles and heads.
 
     Args:
+        call: As in the forward.
         update: Of `update_backward`.
         d_plain: Of `keys_backward`.
         vectors: Filled by both.
-        sizes: Of the call.
         dtype: Of the weights.
-        precision: As in `fold`.
     """
+    sizes = call.sizes
     c, d, m, width = sizes.input_size, sizes.slot_size, sizes.mlp_size, sizes.width
-    blocks = rows_blocks(d_plain.dtype)
+    blocks = rows_blocks(call.tile)
     num_vectors = vectors.shape[1] - 2 * (width - c)
     outputs = WeightGradients(
         vectors.new_empty(d, width),
@@ -192,7 +188,7 @@ def weight_gradients(
         "VALUES": blocks.tiles(3 * d, width),
         "MLP_0": blocks.tiles(m, d),
         "MLP_2": blocks.tiles(d, m),
-        "VECTORS": _ceil(num_vectors, _BLOCK_VECTOR),
+        "VECTORS": ceil_div(num_vectors, _BLOCK_VECTOR),
     }
     launch(
         _weight_gradients_kernel,
@@ -217,7 +213,7 @@ def weight_gradients(
         M=m,
         VECTORS=vectors.shape[1],
         **_ends(programs),
-        PRECISION=precision,
+        PRECISION=call.precision,
         BLOCK_VECTOR=_BLOCK_VECTOR,
         **blocks.constants(),
     )
@@ -258,7 +254,3 @@ def _ends(programs: dict[str, int]) -> dict[str, Any]:
     """Where the programs of each kind end, but for those of the last."""
     ends = accumulate(programs.values())
     return {f"END_{name}": end for name, end in list(zip(programs, ends, strict=True))[:-1]}
-
-
-def _ceil(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)

@@ -7,44 +7,44 @@ import triton.language as tl
 from torch import Tensor
 
 from fastslots_kernels.fused.launch import launch
-from fastslots_kernels.fused.sizes import Sizes
+from fastslots_kernels.fused.sizes import Sizes, ceil_div
 
 
 @triton.jit
 def _reduce_splits_kernel(
-    partial_ptr,  # [B, S, SIZE]
-    sums_ptr,  # [B, SIZE]
+    partial_ptr,  # [B, S, sums_size]
+    sums_ptr,  # out [B, sums_size]
     num_splits,
-    size,
+    sums_size,
     filled,
     column_blocks,
     BLOCK_SPLITS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """The sums over the splits of some columns of one image; 0 past the `filled` ones."""
+    """``Σₛ partial``, some columns of one image; 0 past the `filled` ones, which are no padding."""
     image = (tl.program_id(0) // column_blocks).to(tl.int64)
     column = tl.program_id(0) % column_blocks * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     split = tl.arange(0, BLOCK_SPLITS)
     total = tl.zeros([BLOCK_SPLITS, BLOCK_COLUMNS], sums_ptr.dtype.element_ty)
     for first in range(0, num_splits, BLOCK_SPLITS):
         valid = (first + split < num_splits)[:, None] & (column < filled)[None, :]
-        at = (image * num_splits + first + split)[:, None] * size + column[None, :]
+        at = (image * num_splits + first + split)[:, None] * sums_size + column[None, :]
         total += tl.load(partial_ptr + at, mask=valid, other=0.0)
-    tl.store(sums_ptr + image * size + column, tl.sum(total, 0), mask=column < size)
+    tl.store(sums_ptr + image * sums_size + column, tl.sum(total, 0), mask=column < sums_size)
 
 
 @triton.jit
 def _converged_kernel(
-    residual_ptr,  # [B, entries, 2]
-    stop_ptr,  # int32
-    used_ptr,  # int64
+    residual_ptr,  # [B, entries, 2]: Σ (s'' - s)², Σ s''²
+    stop_ptr,  # in and out, int32
+    used_ptr,  # in and out, int64
     num_images,
     num_entries,  # of an image: slots, and blocks of their columns
     TOLERANCE: tl.constexpr,
     BLOCK_IMAGES: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
 ):
-    """One program, unless it has stopped: counts the iteration, and stops if all images have converged."""
+    """Counts the iteration, and stops if ``‖s'' - s‖ < TOLERANCE ‖s''‖ of every image. One program."""
     if tl.load(stop_ptr) != 0:
         return
     moving = tl.zeros([BLOCK_IMAGES], tl.int32)
@@ -74,7 +74,7 @@ def reduce_splits(partial: Tensor, sizes: Sizes) -> Tensor:
     if sums.numel() == 0:
         return sums
     block = 128
-    column_blocks = triton.cdiv(size, block)
+    column_blocks = ceil_div(size, block)
     launch(
         _reduce_splits_kernel,
         (batch * column_blocks,),

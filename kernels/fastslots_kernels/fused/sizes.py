@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import NamedTuple
+
+# Rows of slots of a program.
+BLOCK_ROWS = 16  # in the update's backward, which leaves a row of vectors for each
+MEAN_ROWS = 4  # of weighted means
+
+
+class VectorColumns(NamedTuple):
+    """Where in a row of `update_backward.new_vectors` the gradient of each vector begins, and where all end.
+
+    In the order of the fields of `SlotAttentionWeights`.
+    """
+
+    norm_inputs_weight: int  # for every head, as is the next
+    norm_inputs_bias: int
+    norm_slots_weight: int
+    norm_slots_bias: int
+    norm_mlp_weight: int
+    norm_mlp_bias: int
+    gru_bias_ih: int
+    gru_bias_hh: int
+    mlp_0_bias: int
+    mlp_2_bias: int
+    end: int
 
 
 class Sizes(NamedTuple):
@@ -39,9 +63,20 @@ class Sizes(NamedTuple):
     def sums_size(self) -> int:
         """Entries of one image's sums: ``U`` ``[K H, C]``, then ``Z`` ``[K H]``, then padding.
 
-        The gradients of ``m`` and ``c`` lie alike. Padded, so that every image starts at an aligned address.
+        Gradients of ``m`` and bias lie alike. Padded, so that every image starts at an aligned address.
         """
-        return -(-(self.virtual * (self.input_size + 1)) // 16) * 16
+        return ceil_div(self.virtual * (self.input_size + 1), 16) * 16
+
+    @property
+    def vectors(self) -> VectorColumns:
+        """Columns of the gradients of vectors."""
+        w, d, m = self.width, self.slot_size, self.mlp_size
+        return VectorColumns(*accumulate((w, w, d, d, d, d, 3 * d, 3 * d, m, d), initial=0))
+
+
+def ceil_div(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
+    return -(-a // b)
 
 
 def padded(size: int) -> int:

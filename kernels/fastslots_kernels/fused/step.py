@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastslots_kernels.fixed_point import Step
 from fastslots_kernels.fused import ops
 from fastslots_kernels.fused.folded import FoldedWeights
 from fastslots_kernels.fused.limits import tile_dtype
 from fastslots_kernels.weights import SlotAttentionWeights
 
 
-class FusedStep:
+class FusedStep(Step):
     """Steps by the fused kernels; a tracked one keeps the inputs, the slots that entered it and K-sized sums.
 
     Products run in the dtype of the inputs (under autocast, in its dtype), everything else in float32, or
@@ -19,6 +20,8 @@ class FusedStep:
 
     Arguments as in `fastslots_kernels.slot_attention`, already checked.
     """
+
+    stops_on_device = True
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastslots_kernels.fused.launch import launch
+from fastslots_kernels.fused.sizes import ceil_div
 
 MOST_COLUMNS, ENTRIES = 512, 2048  # of a program
 FRACTION_BITS = 23  # with the half that is added: what float32 holds exactly below 1
@@ -101,7 +102,7 @@ def _fill(rows: Tensor, columns: Tensor, table: Tensor, limit: int, *, drops: bo
     batch, heads, num_rows, num_columns = table.shape
     block_columns = min(MOST_COLUMNS, triton.next_power_of_2(num_columns))
     block_rows = ENTRIES // block_columns
-    blocks = -(-batch * heads * num_rows // block_rows), -(-num_columns // block_columns)
+    blocks = ceil_div(batch * heads * num_rows, block_rows), ceil_div(num_columns, block_columns)
     with torch.cuda.device_of(rows):
         launch(
             _table_kernel,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastslots_kernels.autocast import without_autocast
 from fastslots_kernels.derivatives import first_order
+from fastslots_kernels.fixed_point import Step
 from fastslots_kernels.projection_free.backward import step_backward
 from fastslots_kernels.projection_free.forward import (
     attend,
@@ -21,7 +22,7 @@ from fastslots_kernels.projection_free.forward import (
 from fastslots_kernels.weights import SlotAttentionWeights
 
 
-class ProjectionFreeStep:
+class ProjectionFreeStep(Step):
     """Steps that read the inputs and keep nothing of their size for the backward.
 
     The inputs are normalised once and shared by all steps. A tracked step keeps the inputs, the slots

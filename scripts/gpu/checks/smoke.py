@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fastslots.benchmark.attention.cases import preset
 from fastslots.benchmark.measure.precision import autocast, matmul_precision, products_dtype
-from fastslots.tools.gradcheck import Problem, Results, compare_results, make_problem, parse
-from fastslots_kernels.accuracy import Comparison
+from fastslots_kernels.testing import SHAPES, Comparison, Problem, Results, judge
 from gpu.job import Job
-from gpu.timing.shapes import ITERATIONS, TINY
+from gpu.timing.shapes import PAPERS, TINY
 
 # More steps amplify rounding until only luck would be compared.
 NUM_ITERATIONS = 3
@@ -28,7 +26,7 @@ class Check:
 
 
 CHECKS = {
-    **{f"{shape} bf16": Check(shape, "bf16") for shape in ITERATIONS},
+    **{f"{shape} bf16": Check(shape, "bf16") for shape in PAPERS},
     "slate128 bf16 masked": Check("slate128", "bf16", masked=True),
     **{f"{shape} float32": Check(shape, "ieee") for shape in ("slate64", "clevr")},
     "slate64 tf32": Check("slate64", "tf32"),
@@ -51,33 +49,24 @@ def _check(job: Job, unit: str) -> bool:
 
 
 def compare_kernels(check: Check, device: torch.device, tiny: bool) -> list[Comparison]:
-    """What the rule of `fastslots_kernels.accuracy` says of every output and gradient."""
+    """What the rule of `fastslots_kernels.testing` says of every output and gradient."""
     problem = make_check(check, device, tiny)
-    exact = problem.to(torch.float64).results("reference")
+    oracle = problem.to(torch.float64).results("reference")
     eager = results(check, problem, "reference")
     actual = results(check, problem, "torch" if tiny else "triton")
-    rounding = products_dtype(check.precision, problem.leaves["inputs"].dtype)
-    return compare_results(actual, eager, exact, rounding)
+    return judge(actual, eager, oracle, products_dtype(check.precision, problem.inputs.dtype))
 
 
 def results(check: Check, problem: Problem, backend: str) -> Results:
     """Outputs and gradients of a backend in the check's precision."""
-    device = problem.leaves["inputs"].device
-    with matmul_precision(check.precision), autocast(check.precision, device):
+    with matmul_precision(check.precision), autocast(check.precision, problem.inputs.device):
         return problem.results(backend)
 
 
 def make_check(check: Check, device: torch.device, tiny: bool = False) -> Problem:
     """The tensors of a check, in its dtype."""
-    (case,) = preset(check.shape)
-    sizes = {**case.sizes, **(TINY if tiny else {})}
-    arguments = parse(["--masked"] if check.masked else [])
-    arguments.batch = check.batch or sizes["batch"]
-    arguments.inputs, arguments.input_size = sizes["num_inputs"], sizes["input_size"]
-    arguments.slots, arguments.slot_size = sizes["num_slots"], sizes["slot_size"]
-    arguments.mlp, arguments.iterations = sizes["mlp_hidden_size"], NUM_ITERATIONS
-    problem = make_problem(arguments, device)
-    # Hidden units of the MLP are on or off: none that rounding switches, which no bound foresees.
-    bias = problem.leaves["mlp_0_bias"]
-    bias[::2], bias[1::2] = 4.0, -4.0
-    return problem.to(torch.float64 if check.precision == "float64" else torch.float32)
+    sizes = TINY if tiny else SHAPES[check.shape].sizes
+    sizes = sizes._replace(batch=check.batch or sizes.batch)
+    dtype = torch.float64 if check.precision == "float64" else torch.float32
+    problem = Problem.make(sizes, torch.float32, masked=check.masked, num_iterations=NUM_ITERATIONS)
+    return problem.steady().to(dtype, device)

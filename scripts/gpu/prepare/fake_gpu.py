@@ -21,7 +21,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
 from fastslots.models.slate import chunks
 from fastslots.tools.machine_code import CHIPS
 from fastslots_kernels.causal import ops as causal_ops
-from fastslots_kernels.fused import forward, limits, ops
+from fastslots_kernels.fused import call, limits, ops
 from fastslots_kernels.fused.launch import Launch, record_launches
 
 CHIP = "sm_90"
@@ -101,8 +101,8 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     yield fake_tensor, "init_gpu_context", lambda _: None
     yield nn.Module, "_apply", _apply
     yield limits, "why_not_device", lambda _: None
-    yield forward, "_num_processors", lambda _: PROCESSORS
-    yield forward, "has_warp_groups", lambda _: True
+    yield call, "num_processors", lambda _: PROCESSORS
+    yield call, "has_warp_groups", lambda _: True
     yield chunks, "_CPU_ENTRIES", chunks._GPU_ENTRIES
     for operator in (*vars(ops).values(), *vars(causal_ops).values()):
         if isinstance(operator, CustomOpDef):

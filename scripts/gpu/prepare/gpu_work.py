@@ -89,7 +89,7 @@ def checks() -> Iterator[Work]:
 
 def timings() -> Iterator[Work]:
     """Of iterations and training steps, at every shape."""
-    for shape, mode in itertools.product(shapes.ITERATIONS, MODES):
+    for shape, mode in itertools.product(shapes.PAPERS, MODES):
 
         def work(shape: str = shape, mode: str = mode) -> None:
             case = shapes.case_of(shape, tiny=False)

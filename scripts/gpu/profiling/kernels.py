@@ -16,7 +16,7 @@ from fastslots.benchmark import Call, Problem, Provider
 from fastslots.benchmark.measure.precision import matmul_precision
 from fastslots.benchmark.measure.timing import L2_FLUSH_BYTES
 from gpu.job import Job
-from gpu.timing.shapes import DRY_RUN, ITERATIONS, case_of
+from gpu.timing.shapes import DRY_RUN, PAPERS, case_of
 
 WARM_UP, REPEATS = 3, 10
 RESOURCES = ("grid", "block", "registers per thread", "shared memory", "blocks per SM")
@@ -24,7 +24,7 @@ RESOURCES = ("grid", "block", "registers per thread", "shared memory", "blocks p
 
 def main(job: Job) -> None:
     """Profiles the fused kernels on every shape: iterations alone, and a training step."""
-    shapes = DRY_RUN if job.dry_run else tuple(ITERATIONS)
+    shapes = DRY_RUN if job.dry_run else PAPERS
     units = [f"{shape} {gradient}" for shape in shapes for gradient in ("no-grad", "implicit")]
     job.each(units, lambda unit: _profile(job, unit), most_s=30.0)
 

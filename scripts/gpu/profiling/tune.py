@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -12,10 +11,10 @@ import torch
 
 from fastslots.benchmark.measure.graphs import capture, replay_us
 from fastslots.tools.workloads import PRECISIONS, WORKLOADS, Workload, record
-from fastslots_kernels.fused import forward, plans, update
+from fastslots_kernels.fused import call, plans
 from fastslots_kernels.fused.launch import Launch
 from fastslots_kernels.fused.plans import Plan, UpdatePlan
-from fastslots_kernels.fused.sizes import Sizes, padded
+from fastslots_kernels.fused.sizes import Sizes, ceil_div, padded
 from gpu.job import Job
 
 SHAPES = ("slate128", "clevr", "slate64", "dinosaur", "dinosaur24")
@@ -44,13 +43,13 @@ OPTIONS: dict[str, Sequence[dict[str, int]]] = {
     ],
     **{
         name: [
-            {"num_warps": w, "BLOCK_K": k, "STAGES": s}
+            {"num_warps": w, "CHUNK": k, "STAGES": s}
             for w, k, s in ((8, 64, 3), (8, 64, 6), (8, 32, 7), (4, 64, 4), (4, 32, 7))
         ]
         for name in ("_gru_backward_kernel", "_gates_backward_kernel", "_keys_backward_kernel")
     },
     "_weight_gradients_kernel": [
-        {"num_warps": w, "BLOCK_K": k, "STAGES": s}
+        {"num_warps": w, "CHUNK": k, "STAGES": s}
         for w, k, s in ((4, 64, 3), (4, 64, 6), (4, 128, 3), (8, 64, 4), (2, 64, 4))
     ],
     **{
@@ -120,7 +119,7 @@ def _with_update(plan: UpdatePlan | None, workload: Workload, device: str) -> li
     """The launches of a step with a plan of the slot update; None: the shipped one."""
     if plan is None:
         return record(workload, PRECISIONS[PRECISION], CHIP, device)
-    with mock.patch.object(update, "update_plan", return_value=plan):
+    with mock.patch.object(call, "update_plan", return_value=plan):
         return record(workload, PRECISIONS[PRECISION], CHIP, device)
 
 
@@ -169,7 +168,7 @@ def _attend_variants(workload: Workload, device: str, kernel: str) -> Iterator[V
                 for table in (plans._TABLE, plans._LATER):
                     stack.enter_context(mock.patch.dict(table, {key: plan}))
                 if splits:
-                    fixed = mock.patch.object(forward, "num_splits", return_value=splits)
+                    fixed = mock.patch.object(call, "num_splits", return_value=splits)
                     stack.enter_context(fixed)
                 launches = record(workload, PRECISIONS[PRECISION], CHIP, device)
             done = set()
@@ -188,18 +187,18 @@ def _possible(sizes: Sizes, plan: Plan, wanted: int) -> int:
     """The number of splits of whole tiles nearest to what is wanted; 0: what the model chooses."""
     if wanted == 0:
         return 0
-    tiles = math.ceil(sizes.num_inputs / plan.rows)
-    return math.ceil(tiles / math.ceil(tiles / min(wanted, tiles)))
+    tiles = ceil_div(sizes.num_inputs, plan.rows)
+    return ceil_div(tiles, ceil_div(tiles, min(wanted, tiles)))
 
 
 def _what(one: Launch) -> str:
-    name, constants = one.kernel.fn.__name__, one.constants
+    name = one.kernel.fn.__name__
     if name == "_attend_backward_kernel":
         return "backward"
     if name == "_attend_kernel":
-        words: str = "normed" if constants["NORMALIZED"] else "raw"
-        words += " + attn" * constants["STORE_ATTN"]
-        words += " + store" * constants["STORE_NORMED"]
+        words = "normed" if one.constants["NORMALIZED"] else "raw"
+        words += " + attn" * (one.argument("attn_ptr") is not None)
+        words += " + store" * (one.argument("normed_ptr") is not None)
         return words
     return ""
 
@@ -211,7 +210,7 @@ def _with(one: Launch, options: dict[str, int]) -> Launch:
     grid = one.grid
     if "BLOCK_M" in options:
         size, before = constants["M"], one.constants["BLOCK_M"]
-        grid = (grid[0] // math.ceil(size / before) * math.ceil(size / options["BLOCK_M"]),)
+        grid = (grid[0] // ceil_div(size, before) * ceil_div(size, options["BLOCK_M"]),)
     return one._replace(grid=grid, constants=constants, num_warps=num_warps)
 
 

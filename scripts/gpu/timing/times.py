@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastslots.benchmark import Provider
 from gpu.job import Job
 from gpu.timing.measure import measure
-from gpu.timing.shapes import DRY_RUN, ITERATIONS, case_of
+from gpu.timing.shapes import DRY_RUN, PAPERS, case_of
 
 PROVIDERS = (
     *(
@@ -25,4 +25,4 @@ def main(job: Job) -> None:
         case = case_of(shape, job.dry_run)
         return measure(job, shape, case, PROVIDERS, repeats=40, time_limit_s=4.0)
 
-    job.each(DRY_RUN if job.dry_run else ITERATIONS, do, most_s=75.0)
+    job.each(DRY_RUN if job.dry_run else PAPERS, do, most_s=75.0)

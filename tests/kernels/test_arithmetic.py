@@ -1,4 +1,4 @@
-"""What several kernels do with a tile."""
+"""What kernels calculate with a tile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastslots_kernels.fused.tiles import exponential, sigmoid
+from fastslots_kernels.fused.arithmetic import exponential, sigmoid
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
