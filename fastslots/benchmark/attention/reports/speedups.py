@@ -57,13 +57,13 @@ def _compared(row: Row, rows: dict[tuple[str, str, str, int], Row]) -> Speedups:
         return rows.get((row.case, provider, gradient, row.iterations))
 
     over = {
-        name: _ratio(other(provider, gradient or row.gradient), row, "both_ms_p50")
+        name: ratio(other(provider, gradient or row.gradient), row, "both_ms_p50")
         for name, (provider, gradient) in BASELINES.items()
     }
-    memory = _ratio(other("reference", "unrolled"), other(OURS_EAGER, row.gradient), "peak_bytes")
+    memory = ratio(other("reference", "unrolled"), other(OURS_EAGER, row.gradient), "peak_bytes")
     if row.gradient == "no-grad":  # a forward alone is not to be compared with unrolled gradients
         over |= {name: None for name, (_, gradient) in BASELINES.items() if gradient}
-        over["slot-attention"] = _ratio(other("slot-attention", "no-grad"), row, "both_ms_p50")
+        over["slot-attention"] = ratio(other("slot-attention", "no-grad"), row, "both_ms_p50")
         memory = None
     return Speedups(row, over, memory)
 
@@ -87,7 +87,7 @@ def growth(
         if row.gradient == "implicit"
     }
     return [
-        Growth(row, _ratio(row, at_few, "backward_ms_p50"), _ratio(row, at_few, "peak_bytes"))
+        Growth(row, ratio(row, at_few, "backward_ms_p50"), ratio(row, at_few, "peak_bytes"))
         for (case, provider, iterations), row in rows.items()
         if iterations == many and (at_few := rows.get((case, provider, few))) is not None
     ]
@@ -118,7 +118,8 @@ def speedup_markdown(results: Results, iterations: Sequence[int] = (3, 7)) -> st
     return "\n\n".join([*parts, environment_line(results.environment)])
 
 
-def _ratio(numerator: Row | None, denominator: Row | None, column: str) -> float | None:
+def ratio(numerator: Row | None, denominator: Row | None, column: str) -> float | None:
+    """Of a column of two rows; None where one was not measured."""
     if numerator is None or denominator is None:
         return None
     above, below = getattr(numerator, column), getattr(denominator, column)
