@@ -13,16 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastslots.benchmark import (
-    Call,
-    Problem,
-    Provider,
-    check_call,
-    growth,
-    preset,
-    run_benchmark,
-)
-from fastslots.benchmark.attention.reports.speedups import FEW_AND_MANY
+from fastslots.benchmark import Call, Problem, Provider, check_call, preset, run_benchmark
+from fastslots.benchmark.attention.reports.speedups import FEW_AND_MANY, growth
 from fastslots.benchmark.measure.precision import matmul_precision
 
 RESULTS = Path(__file__).parent / "results" / "cpu-targets.json"

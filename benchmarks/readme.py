@@ -23,19 +23,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from fastslots.benchmark import (
-    Results,
-    StepResults,
+from fastslots.benchmark import Results, StepResults, markdown, plot_case, plot_steps, step_markdown
+from fastslots.benchmark.attention.reports.card import (
     accuracy_markdown,
     attention_markdown,
     kernels_markdown,
-    markdown,
-    plot_case,
-    plot_speedups,
-    plot_steps,
-    speedup_markdown,
-    step_markdown,
 )
+from fastslots.benchmark.attention.reports.speedups import speedup_markdown
+from fastslots.benchmark.attention.reports.speedups_plot import plot_speedups
 from fastslots.benchmark.headline import headline
 from fastslots.benchmark.tables import environment_line
 from fastslots.comparison.record import FILE as COMPARISON

@@ -5,9 +5,7 @@ import pytest
 import torch
 
 import fastslots
-from fastslots.benchmark import (
-    describe_environment,
-)
+from fastslots.environment import describe_environment
 from tests.benchmark.attention.cases import CPU
 
 pytestmark = pytest.mark.slow

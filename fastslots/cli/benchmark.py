@@ -26,7 +26,8 @@ from fastslots.benchmark.attention.providers import BACKENDS, PACKAGE
 from fastslots.benchmark.attention.reports.rows import legend
 from fastslots.benchmark.tables import environment_line, skipped_lines
 from fastslots.cli.benchmark_slate import slate
-from fastslots.cli.flags import Device, Repeats, listed, with_flags
+from fastslots.cli.flags import listed, with_flags
+from fastslots.cli.options import Device, Repeats
 from fastslots.cli.paths import any_path
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device

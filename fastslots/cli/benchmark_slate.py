@@ -26,7 +26,8 @@ from fastslots.benchmark.step.cases import (
 )
 from fastslots.benchmark.step.report import LEGEND
 from fastslots.benchmark.tables import environment_line, skipped_lines
-from fastslots.cli.flags import Device, Repeats, listed
+from fastslots.cli.flags import listed
+from fastslots.cli.options import Device, Repeats
 from fastslots.cli.paths import any_path
 from fastslots.cli.tables import show_results
 from fastslots.devices import choose_device

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fastslots.cli.flags import Device, with_flags
+from fastslots.cli.flags import with_flags
+from fastslots.cli.options import Device
 from fastslots.cli.paths import utf8_path
 from fastslots.cli.tables import show_results
 from fastslots.comparison import Settings

@@ -11,8 +11,6 @@ from typing import Annotated, Any, Optional, get_type_hints
 import typer
 
 Command = Callable[..., Any]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Repeats = Annotated[int, typer.Option(help="Rounds of timing.")]
 
 
 def with_flags(

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -53,11 +52,39 @@ class PretrainedModel(nn.Module):
         return next(self.parameters()).dtype
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes ``config.json`` and ``model.safetensors``; see `save`.
+        """Writes ``config.json`` and ``model.safetensors`` into ``folder``, which is made if missing.
 
-        Parameters that share memory are written, and come back, each on its own.
+        Both files are complete and on disk before either takes its name, so an interrupt or a full disk
+        leaves what was there before. Parameters that share memory are written, and come back, each by itself.
+
+        Raises:
+            ValueError: If a tensor is on the meta device.
+            OSError: If the folder or a file cannot be written.
+            ImportError: If safetensors is not installed.
         """
-        save(folder, self.config, self.state_dict())
+        safetensors_torch = require("safetensors.torch", "train")
+        state = self.state_dict()
+        for name, tensor in state.items():
+            if tensor.is_meta:
+                raise ValueError(
+                    f"a model must have values to be saved; got {name} on the meta device: "
+                    "move it with to_empty(device=...) and load or draw its weights first"
+                )
+        # Copies, since parameters may share memory, which safetensors refuses.
+        tensors = {
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in state.items()
+        }
+        weights: bytes = safetensors_torch.save(tensors, metadata={"format": "pt"})
+        settings = json.dumps(asdict(self.config), indent=2) + "\n"
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_together(
+            {
+                folder / WEIGHTS_FILE: lambda partial: partial.write_bytes(weights),
+                folder / CONFIG_FILE: lambda partial: partial.write_text(settings),
+            }
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
@@ -69,85 +96,37 @@ class PretrainedModel(nn.Module):
         Raises:
             FileNotFoundError: If the folder or one of its two files is missing.
             NotADirectoryError: If it is a file.
-            ValueError: If a file is corrupt, a setting unknown, a tensor missing, misshaped or of a dtype
-                that no model runs in, or the default device is the meta device.
+            ValueError: If a file is corrupt, a setting missing, unknown or against its rule, a tensor
+                missing, misshaped or of a dtype that no model runs in, or the default device is the meta device.
+            ImportError: If safetensors is not installed.
         """
-        config, tensors = load(folder, cls.config_class)
+        safetensors = require("safetensors", "train")
+        safetensors_torch = require("safetensors.torch", "train")
+        folder = Path(folder)
+        if folder.is_file():
+            raise NotADirectoryError(
+                f"folder must be what save_pretrained wrote; got the file {str(folder)!r}: pass its folder"
+            )
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {str(folder)!r} to read a model from")
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"folder {str(folder)!r} holds no {name}{_models_in(folder)}"
+                )
+        config, weights = (
+            _read_config(folder / CONFIG_FILE, cls.config_class),
+            folder / WEIGHTS_FILE,
+        )
+        try:
+            tensors: dict[str, Tensor] = safetensors_torch.load_file(weights)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{weights} is no valid safetensors file: {error}") from error
         model = cls(config)
         entries = state_dicts.plain_entries(tensors, next(iter(model.state_dict())))
-        source = os.path.join(folder, WEIGHTS_FILE)
         advice = f": {CONFIG_FILE} and {WEIGHTS_FILE} must be of one model, as save_pretrained writes them"
-        state_dicts.fill(model, entries, source, advice + cls.load_advice)
+        state_dicts.fill(model, entries, str(weights), advice + cls.load_advice)
         return model.eval()
-
-
-def save(folder: str | os.PathLike[str], config: Any, state: Mapping[str, Tensor]) -> None:
-    """Writes ``config.json`` and ``model.safetensors`` into ``folder``, which is made if missing.
-
-    Both files are complete and on disk before either takes its name, so an interrupt or a full disk
-    leaves what was there before.
-
-    Raises:
-        ValueError: If a tensor is on the meta device.
-        OSError: If the folder or a file cannot be written.
-        ImportError: If safetensors is not installed.
-    """
-    safetensors_torch = require("safetensors.torch", "train")
-    for name, tensor in state.items():
-        if tensor.is_meta:
-            raise ValueError(
-                f"a model must have values to be saved; got {name} on the meta device: "
-                "move it with to_empty(device=...) and load or draw its weights first"
-            )
-    # Copies, since parameters may share memory, which safetensors refuses.
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in state.items()
-    }
-    weights: bytes = safetensors_torch.save(tensors, metadata={"format": "pt"})
-    settings = json.dumps(asdict(config), indent=2) + "\n"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_together(
-        {
-            folder / WEIGHTS_FILE: lambda partial: partial.write_bytes(weights),
-            folder / CONFIG_FILE: lambda partial: partial.write_text(settings),
-        }
-    )
-
-
-def load(folder: str | os.PathLike[str], config_class: type[Any]) -> tuple[Any, dict[str, Tensor]]:
-    """Reads what ``save`` wrote.
-
-    Returns:
-        The settings and the tensors, on the CPU; `state_dicts.fill` checks the tensors' names and shapes.
-
-    Raises:
-        FileNotFoundError: If the folder or one of its two files is missing.
-        NotADirectoryError: If it is a file.
-        ValueError: If a file is corrupt or a setting missing, unknown or out of range.
-        ImportError: If safetensors is not installed.
-    """
-    safetensors = require("safetensors", "train")
-    safetensors_torch = require("safetensors.torch", "train")
-    folder = Path(folder)
-    if folder.is_file():
-        raise NotADirectoryError(
-            f"folder must be what save_pretrained wrote; got the file {str(folder)!r}: pass its folder"
-        )
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r} to read a model from")
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"folder {str(folder)!r} holds no {name}{_models_in(folder)}")
-    config = _read_config(folder / CONFIG_FILE, config_class)
-    try:
-        tensors: dict[str, Tensor] = safetensors_torch.load_file(folder / WEIGHTS_FILE)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{folder / WEIGHTS_FILE} is no valid safetensors file: {error}"
-        ) from error
-    return config, tensors
 
 
 def _models_in(folder: Path) -> str:

@@ -13,13 +13,12 @@ from benchmarks.readme import filled
 from fastslots.benchmark import (
     Results,
     StepResults,
-    accuracy_markdown,
     choose_step_providers,
-    describe_environment,
-    kernels_markdown,
     run_step_benchmark,
     step_cases,
 )
+from fastslots.benchmark.attention.reports.card import accuracy_markdown, kernels_markdown
+from fastslots.environment import describe_environment
 from tests.benchmark.attention.test_speedups import gpu_rows
 from tests.models.slate.small_models import small_config
 

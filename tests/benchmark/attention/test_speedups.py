@@ -4,18 +4,10 @@ import json
 import pytest
 import torch
 
-from fastslots.benchmark import (
-    Case,
-    Results,
-    growth,
-    markdown,
-    plot_case,
-    plot_speedups,
-    run_benchmark,
-    speedup_markdown,
-    speedups,
-)
+from fastslots.benchmark import Case, Results, markdown, plot_case, run_benchmark
 from fastslots.benchmark.attention.providers import Provider
+from fastslots.benchmark.attention.reports.speedups import growth, speedup_markdown, speedups
+from fastslots.benchmark.attention.reports.speedups_plot import plot_speedups
 
 pytestmark = pytest.mark.slow
 
