@@ -97,7 +97,8 @@ class PretrainedModel(nn.Module):
             FileNotFoundError: If the folder or one of its two files is missing.
             NotADirectoryError: If it is a file.
             ValueError: If a file is corrupt, a setting missing, unknown or against its rule, a tensor
-                missing, misshaped or of a dtype that no model runs in, or the default device is the meta device.
+                missing, misshaped or of a dtype that no model runs in, or the default device is the meta
+                device.
             ImportError: If safetensors is not installed.
         """
         safetensors = require("safetensors", "train")
