@@ -8,10 +8,9 @@ import torch
 
 from fastslots.comparison.memory import SceneMemory
 from fastslots.evaluation import evaluate
-from fastslots.metrics import adjusted_rand_index, mean_best_overlap
+from fastslots.evaluation.measuring import MASK_METRICS, mask_scores
 from fastslots.models.modes import eval_mode
 from fastslots.models.slate import SLATE, TrainableSLATE
-from fastslots.pictures import segmentation
 from fastslots.training.validation import draw as draw_images
 from fastslots.training.validation import validate, validation_keys
 
@@ -40,19 +39,10 @@ def look(model: SLATE, heldout: SceneMemory, tau: float, seed: int) -> dict[str,
         for part in parts:
             keys = validation_keys(first, len(part.images), seed).to(part.images.device)
             _, attn = model.encode(model.tokenize(part.images), keys=keys)
-            segments = segmentation(attn, part.images.shape[-1])
-            scores.append(
-                torch.stack(
-                    (
-                        adjusted_rand_index(part.masks, segments, ignore_background=True),
-                        adjusted_rand_index(part.masks, segments),
-                        mean_best_overlap(part.masks, segments),
-                    )
-                )
-            )
+            scores.append(torch.stack(list(mask_scores(attn, part.masks).values())))
             first += len(part.images)
     means = torch.cat(scores, 1).nanmean(1).tolist()
-    return row | dict(zip(("fg_ari", "ari", "mean_best_overlap"), means, strict=True))
+    return row | dict(zip(MASK_METRICS, means, strict=True))
 
 
 def draw(model: SLATE, heldout: SceneMemory, path: Path, seed: int) -> None:

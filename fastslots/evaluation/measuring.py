@@ -150,12 +150,23 @@ def _scores(model: SLATE, image: Tensor, true: Tensor | None, seen: SLATELook) -
         "slots_squared_error_per_value": slots_error / num_values,
         "slots_used_per_image": slots_used(seen.attn),
     }
-    if true is not None:
-        segments = segmentation(seen.attn, image.shape[-1])
-        scores["fg_ari"] = adjusted_rand_index(true, segments, ignore_background=True)
-        scores["ari"] = adjusted_rand_index(true, segments)
-        scores["mean_best_overlap"] = mean_best_overlap(true, segments)
-    return scores
+    return scores if true is None else scores | mask_scores(seen.attn, true)
+
+
+def mask_scores(attn: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """`MASK_METRICS` of every image, ``[B]`` float64.
+
+    Args:
+        attn: Attention over the slots, ``[B, N, K]``.
+        true: Number of the object at every pixel, ``[B, S, S]``.
+    """
+    segments = segmentation(attn, true.shape[-1])
+    found = (
+        adjusted_rand_index(true, segments, ignore_background=True),
+        adjusted_rand_index(true, segments),
+        mean_best_overlap(true, segments),
+    )
+    return dict(zip(MASK_METRICS, found, strict=True))
 
 
 def _checked(name: str, values: Tensor, first: int) -> Tensor:
