@@ -131,3 +131,14 @@ def test_no_folder_of_the_benchmark_is_crowded() -> None:
         if path.suffix == ".py" or (path / "__init__.py").exists()
     )
     assert not {str(folder): count for folder, count in entries.items() if count > 9}
+
+
+def test_no_kernel_is_imported_before_the_tests_are_set_up() -> None:
+    """Of folders that are named on the command line these are: then kernels would not be interpreted."""
+    early = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / "tests").rglob("conftest.py")
+        for name in imports(path, at_once=True)
+        if name.startswith("fastslots")
+    ]
+    assert not early

@@ -13,7 +13,7 @@ from fastslots.benchmark.attention.reports.rows import (
     markdown,
     result_tables,
 )
-from fastslots.benchmark.attention.results import Results, Row
+from fastslots.benchmark.attention.results import Results
 from fastslots.benchmark.attention.runner import measure_constant_memory, run_benchmark
 from fastslots.benchmark.measure.memory import memory_use
 from fastslots.benchmark.results_file import Skipped
@@ -27,7 +27,7 @@ from fastslots.benchmark.step.cases import (
 from fastslots.benchmark.step.check import check_against_public
 from fastslots.benchmark.step.plot import plot_steps
 from fastslots.benchmark.step.report import step_markdown, step_tables
-from fastslots.benchmark.step.results import StepResults, StepRow
+from fastslots.benchmark.step.results import StepResults
 from fastslots.benchmark.step.runner import run_step_benchmark
 from fastslots.benchmark.step.step import Step
 
@@ -40,13 +40,11 @@ __all__ = [
     "Problem",
     "Provider",
     "Results",
-    "Row",
     "Skipped",
     "Step",
     "StepCase",
     "StepProvider",
     "StepResults",
-    "StepRow",
     "check_against_public",
     "check_call",
     "choose_providers",

@@ -93,7 +93,7 @@ def _call(
     growths = [
         each.backward
         for each in growth(found, *span)
-        if (each.many.case, each.many.provider) == (grown, backend + graph) and span[1] > count
+        if (each.many.case, each.many.provider) == (grown, backend + graph)
     ]
     precision = ours.dtype if ours.precision == "ieee" else ours.precision
     return (

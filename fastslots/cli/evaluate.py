@@ -20,7 +20,7 @@ from fastslots.cli.flags import with_flags
 from fastslots.cli.options import Device, Seed
 from fastslots.cli.paths import any_path, check_apart, utf8_path
 from fastslots.cli.run_config import absolute_paths, read_config
-from fastslots.cli.run_images import files_to_evaluate
+from fastslots.cli.run_images import corrupt_line, files_to_evaluate
 from fastslots.cli.tables import show_line
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource, Split
@@ -123,8 +123,7 @@ def evaluate(
     draw_examples(model, data, result, output / "evaluation.png")
     _show(result, f"step {step}" if step is not None else folder.name, split)
     if isinstance(data, ImageFolder) and data.corrupt:
-        names = ", ".join(str(path) for path in data.corrupt)
-        typer.echo(f"corrupt images left out or replaced: {len(data.corrupt)} ({names})")
+        typer.echo(corrupt_line(data.corrupt))
     typer.echo(f"wrote {output / 'evaluation.json'} and evaluation.png")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,11 @@ def files_to_evaluate(run: Path | None, source: DataSource, split: Split) -> Spl
                 f"{len(known)}, the first {known[0]!r}: leave out --data, or name a folder of other images"
             )
     return files
+
+
+def corrupt_line(paths: Collection[object]) -> str:
+    """What a command says at its end of the corrupt files that it has met."""
+    return f"corrupt images left out or replaced: {len(paths)} ({', '.join(map(str, paths))})"
 
 
 def _check_unchanged(run: Path, folder: str, files: SplitFiles, otherwise: str) -> None:

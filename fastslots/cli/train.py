@@ -20,7 +20,7 @@ from fastslots.cli.options import Device
 from fastslots.cli.paths import check_apart, utf8_path
 from fastslots.cli.presets import preset, switch, switched
 from fastslots.cli.run_config import absolute_paths, read_config
-from fastslots.cli.run_images import files_to_train_on
+from fastslots.cli.run_images import corrupt_line, files_to_train_on
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource
 from fastslots.devices import choose_device
@@ -123,7 +123,7 @@ def train(
         logging.getLogger("fastslots").setLevel(logging.ERROR)
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     model = SLATE(config).to(processes.device)
-    echo = typer.echo if processes.is_main_process else _say_nothing
+    echo = typer.echo if processes.is_main_process else lambda *_, **__: None
     echo(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on "
         f"{processes.num_processes} x {processes.device.type}, {len(train_set)} images to train on, "
@@ -182,11 +182,7 @@ def _say_corrupt(
     found = from_all(processes, [str(path) for images in folders for path in images.corrupt])
     corrupt = sorted(set().union(*found))
     if corrupt:
-        echo(f"corrupt images left out or replaced: {len(corrupt)} ({', '.join(corrupt)})")
-
-
-def _say_nothing(*_: object, **__: object) -> None:
-    """In place of typer.echo where another process speaks."""
+        echo(corrupt_line(corrupt))
 
 
 @contextmanager

@@ -73,11 +73,11 @@ class Arm:
         self.model = SLATE(config).to(device).train()
         self.initial = self.snapshot()
         self.losses = TrainableSLATE(self.model)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        dvae = list(self.model.dvae.parameters())
-        slots = [p for p in self.model.slot_attn.parameters() if p.requires_grad]
-        others = {id(p) for p in (*dvae, *slots)}
-        decoder = [p for p in self.parameters if id(p) not in others]
+        dvae, main = self.losses.groups().values()
+        self.parameters = [*dvae, *main]
+        of_slots = {id(p) for p in self.model.slot_attn.parameters()}
+        slots = [p for p in main if id(p) in of_slots]
+        decoder = [p for p in main if id(p) not in of_slots]
         self.modules = (dvae, slots, decoder)
         # What a step reads and writes has its place: that of the graph.
         self.indices = torch.zeros(settings.batch_size, dtype=torch.int64, device=device)
@@ -87,7 +87,7 @@ class Arm:
         ]
         self.values = torch.zeros(len(COLUMNS), device=device)
         self.optimizer = torch.optim.Adam(
-            [{"params": dvae, "lr": lr_dvae}, {"params": slots + decoder, "lr": lr_main}],
+            [{"params": dvae, "lr": lr_dvae}, {"params": main, "lr": lr_main}],
             fused=True,
             capturable=device.type == "cuda",
         )

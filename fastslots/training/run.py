@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -63,6 +64,10 @@ class TrainingRun:
         self.trainable, self.model = trainable, trainable.model
         self.accelerator = make_accelerator(self.model.device, recipe.precision)
         self.device = self.accelerator.device
+        # Of a tensor over all processes.
+        self._mean, self._sum = (
+            partial(self.accelerator.reduce, reduction=r) for r in ("mean", "sum")
+        )
         self.dtype = torch.float64 if recipe.precision == "float64" else torch.float32
         self.model.to(self.dtype)
         self.recipe, self.folder = recipe, folder
@@ -228,14 +233,6 @@ class TrainingRun:
             self.training_step.optimizer,
             keep=self.recipe.keep_checkpoints,
         )
-
-    def _mean(self, tensor: Tensor) -> Tensor:
-        mean: Tensor = self.accelerator.reduce(tensor, "mean")
-        return mean
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        total: Tensor = self.accelerator.reduce(tensor, "sum")
-        return total
 
 
 def _prepare(folder: Path, steps: int, *, resume: bool) -> None:

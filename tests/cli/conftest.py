@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import pytest
 
-from fastslots.__main__ import main
-
 
 class Result(NamedTuple):
     """How a command ended."""
@@ -28,6 +26,8 @@ def fastslots(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Command:
     """Runs ``fastslots ARGUMENTS`` in an empty folder."""
+    from fastslots.__main__ import main  # noqa: PLC0415 - not before TRITON_INTERPRET is set
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
 

@@ -34,9 +34,6 @@ class TrainableSLATE(Trainable):
         "(unigram entropy {unigram_entropy:.1f}), mse {mse:.1f}, slots used {slots_used:.1f}"
     )
 
-    def __init__(self, model: SLATE) -> None:
-        super().__init__(model)
-
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The dVAE, and all else that is not frozen."""
         dvae = {id(p) for p in self.model.dvae.parameters()}

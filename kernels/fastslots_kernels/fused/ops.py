@@ -117,11 +117,9 @@ def _(
     weights: Sequence[Tensor],
     folded: Sequence[Tensor],
     num_heads: int,
-    epsilon: float,
-    norm_eps: Sequence[float],
-    attn_dtype: torch.dtype | None,
-    keep: bool,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, attn_dtype, keep = options
     sizes = _sizes(inputs, slots, folded, num_heads)
     batch, n, k = sizes.batch, sizes.num_inputs, sizes.num_slots
     dtype = FoldedWeights(*folded).scale.dtype
@@ -170,21 +168,9 @@ def step_backward(
 
 @step_backward.register_fake
 def _(
-    inputs: Tensor,
-    slots: Tensor,
-    mask: Tensor | None,
-    weights: Sequence[Tensor],
-    folded: Sequence[Tensor],
-    sums: Tensor | None,
-    gates: Tensor | None,
-    d_new: Tensor | None,
-    d_attn: Tensor | None,
-    tile_dtype: torch.dtype,
-    num_heads: int,
-    epsilon: float,
-    norm_eps: Sequence[float],
-    need_inputs: bool,
+    inputs: Tensor, slots: Tensor, mask: Tensor | None, weights: Sequence[Tensor], *rest: Any
 ) -> list[Tensor]:
+    *_, need_inputs = rest
     by_name = dict(zip(TENSORS, weights, strict=True))
     d_inputs = torch.empty_like(inputs) if need_inputs else inputs.new_empty(0)
     matrices = [by_name[name].new_empty(by_name[name].shape) for name in _MATRICES]
@@ -198,7 +184,7 @@ def _setup_context(
     x, slots, mask, _, weights, folded, num_heads, epsilon, norm_eps, _, keep = inputs
     kept = output[2:] if keep else (None, None)
     matrices = folded[:_NUM_FOLDED]
-    if 10 * sum(map(_num_bytes, matrices)) > _num_bytes(x):
+    if 10 * sum(matrix.nbytes for matrix in matrices) > x.nbytes:
         matrices = []  # they are made again, for memory's sake
     ctx.save_for_backward(x, slots, mask, *kept, *weights, *matrices)
     ctx.options = FoldedWeights(*folded).key_weight.dtype, num_heads, epsilon, norm_eps
@@ -232,10 +218,6 @@ def on_device_of(inputs: Tensor) -> Iterator[None]:
     """Triton launches on the present device. A backward may run under autocast."""
     with torch.cuda.device_of(inputs), torch.autocast(inputs.device.type, enabled=False):
         yield
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _sizes(inputs: Tensor, slots: Tensor, folded: Sequence[Tensor], num_heads: int) -> Sizes:

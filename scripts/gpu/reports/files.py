@@ -15,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastslots.benchmark import Results, Skipped, StepResults, StepRow
-from fastslots.benchmark import Row as Measured
+from fastslots.benchmark import Results, Skipped, StepResults
+from fastslots.benchmark.attention.results import Row as Measured
+from fastslots.benchmark.step.results import StepRow
 from fastslots.environment import Environment
 from gpu.job import Row, read_rows
 from gpu.runner import SCRIPTS, with_sources

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from fastslots.benchmark import StepProvider, choose_step_providers, run_step_benchmark, step_cases
-from fastslots.models.slate.config import SLATEConfig
+from fastslots.benchmark.step.check import TINY
 from gpu.job import Job, Skip
 from gpu.timing.measure import keep
 
 BATCH_SIZE, VOCAB_SIZE = 50, 4096
 IMAGE_SIZES = (64, 128)
-TINY = SLATEConfig(
-    image_size=16,
-    vocab_size=16,
-    d_model=16,
-    num_decoder_blocks=1,
-    num_decoder_heads=2,
-    num_slots=3,
-    slot_size=16,
-    mlp_hidden_size=16,
-)
 COMPILED = (
     StepProvider("public", "unrolled"),
     StepProvider("public", "unrolled", compiled=True),

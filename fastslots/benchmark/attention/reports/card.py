@@ -86,8 +86,7 @@ def kernels_markdown(folder: Path) -> str:
         ]
         table = markdown_table(headings, cells, num_left=2)
         parts.append(_described(table, KERNELS_LEGEND, folder / "kernels.json"))
-    counters = _rows(folder / "counters.json")
-    if counters:
+    if counters := _rows(folder / "counters.json"):
         cells = [_counter_cells(row) for row in counters]
         table = markdown_table(("shape", "kernel", *COUNTERS), cells, num_left=2)
         parts.append(_described(table, COUNTERS_LEGEND, folder / "counters.json"))
@@ -104,8 +103,7 @@ def attention_markdown(folder: Path) -> str:
         OSError: If the file is there and cannot be read.
         ValueError: If it is no JSON.
     """
-    rows = _rows(folder / "attention.json")
-    if not rows:
+    if not (rows := _rows(folder / "attention.json")):
         return ""
     units = sorted({row["unit"] for row in rows}, key=lambda unit: int(unit.removesuffix("px")))
     found = {(row["attention"], row["unit"]): row for row in rows}
