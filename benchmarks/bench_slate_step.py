@@ -11,14 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastslots.benchmark import (
-    BASELINE,
-    Step,
-    StepProvider,
-    check_against_public,
-    run_step_benchmark,
-    step_cases,
-)
+from fastslots.benchmark import BASELINE, Step, StepProvider, run_step_benchmark, step_cases
+from fastslots.benchmark.step.check import check_against_public
 
 RESULTS = Path(__file__).parent / "results" / "slate-step-cpu.json"
 CPU = torch.device("cpu")

@@ -15,7 +15,6 @@ from fastslots.benchmark.attention.reports.rows import (
 )
 from fastslots.benchmark.attention.results import Results
 from fastslots.benchmark.attention.runner import measure_constant_memory, run_benchmark
-from fastslots.benchmark.measure.memory import memory_use
 from fastslots.benchmark.results_file import Skipped
 from fastslots.benchmark.step.cases import (
     BASELINE,
@@ -24,7 +23,6 @@ from fastslots.benchmark.step.cases import (
     choose_step_providers,
     step_cases,
 )
-from fastslots.benchmark.step.check import check_against_public
 from fastslots.benchmark.step.plot import plot_steps
 from fastslots.benchmark.step.report import step_markdown, step_tables
 from fastslots.benchmark.step.results import StepResults
@@ -45,14 +43,12 @@ __all__ = [
     "StepCase",
     "StepProvider",
     "StepResults",
-    "check_against_public",
     "check_call",
     "choose_providers",
     "choose_step_providers",
     "constant_memory_table",
     "markdown",
     "measure_constant_memory",
-    "memory_use",
     "plot_case",
     "plot_steps",
     "preset",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from fastslots.cli.flags import with_flags
 from fastslots.cli.options import Device
 from fastslots.cli.paths import utf8_path
+from fastslots.cli.presets import switched
 from fastslots.cli.tables import show_results
 from fastslots.comparison import Settings
 from fastslots.comparison import compare as run_comparison
@@ -67,12 +67,7 @@ def compare(
     and for each model a picture and its weights.
     """
     numbers = flags["settings"]
-    if no_clip:
-        if "clip" in numbers:
-            raise ValueError(
-                f"--clip and --no-clip exclude each other; got --clip {numbers['clip']}"
-            )
-        numbers["clip"] = math.inf
+    numbers |= switched({"--no-clip": no_clip}, numbers)
     settings = replace(Settings(**TINY) if tiny else Settings(), **numbers)
     where = choose_device(device)
     check_writable(output)

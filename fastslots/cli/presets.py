@@ -45,15 +45,16 @@ def switched(switches: Mapping[str, bool], given: Mapping[str, Any]) -> dict[str
     """The numbers that switches stand for.
 
     Args:
-        switches: Whether each was given.
+        switches: Those of a command, and whether each was given.
         given: The numbers that were given by themselves.
 
     Raises:
         ValueError: If a number was given in both ways.
     """
     numbers = {}
-    for flag, (name, value) in SWITCHES.items():
-        if switches[flag]:
+    for flag, is_given in switches.items():
+        name, value = SWITCHES[flag]
+        if is_given:
             if name in given:
                 own = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{own} and {flag} exclude each other; got {own} {given[name]}")

@@ -27,7 +27,7 @@ from fastslots.training.processes import from_all, join_processes, on_main
 from fastslots.training.run import TrainingRun
 from fastslots.training.step import DivergedError
 from fastslots.training.stopping import Stopping, raise_stopped
-from fastslots_kernels.checks import check_count
+from fastslots_kernels.checks import check_count, check_is
 
 STEPS_BETWEEN_QUESTIONS = 10  # asking the other processes waits for the device
 
@@ -69,16 +69,19 @@ def train(
     Raises:
         OSError: If something cannot be read or written, or the run folder vanishes. Earlier checkpoints
             are untouched.
-        TypeError: If an image is no floating point tensor, or num_workers no int.
-        ValueError: If there is nothing left to do, the batch cannot be shared evenly, the checkpoint is
-            of another configuration, a data set is empty or differs between processes, or an image has
-            another size or values beyond [0, 1].
+        TypeError: If an image is no floating point tensor, num_workers no int, trainable no Trainable, or
+            recipe no Recipe.
+        ValueError: If a method of the trainable does not give what it says, there is nothing left to do, the
+            batch cannot be shared evenly, the checkpoint is of another configuration, a data set is empty or
+            differs between processes, or an image has another size or values beyond [0, 1].
         DivergedError: If a loss or gradient is not finite. Earlier checkpoints are untouched.
         KeyboardInterrupt: If interrupted (SIGINT), after the step under way is done and a checkpoint
             written. Several processes stop together, within ten steps. A second interrupt ends at once
             and leaves the earlier checkpoints.
         Terminated: The same for SIGTERM.
     """
+    check_is("trainable", trainable, Trainable, "wrap the model, as TrainableSLATE(model) does")
+    check_is("recipe", recipe, Recipe)
     num_workers = check_count("num_workers", num_workers, 0)
     shape = trainable.model.config.image_shape
     train_set = CheckedImages("train_set", train_set, shape)

@@ -27,7 +27,7 @@ from fastslots.training.metrics import Interval, RunLog, interval_means, memory_
 from fastslots.training.processes import make_accelerator, on_main
 from fastslots.training.progress import TrainingProgress
 from fastslots.training.restoring import restore_last
-from fastslots.training.step import DivergedError, TrainingStep
+from fastslots.training.step import DivergedError, TrainingStep, check_numbers
 from fastslots.training.validation import draw, validate
 
 
@@ -183,11 +183,13 @@ class TrainingRun:
         with torch.no_grad(), eval_mode(self.model):
             keys = self.training_step.keys(self.state.step - 1)
             for image, image_keys in zip(images, keys, strict=True):
-                sums += self.trainable.look(image, image_keys)
-        found = dict(zip(names, (self._sum(sums) / self.recipe.batch_size).tolist(), strict=True))
-        if all(map(math.isnan, found.values())):
+                found = self.trainable.look(image, image_keys)
+                check_numbers("look", found, names)
+                sums += found
+        means = (self._sum(sums) / self.recipe.batch_size).tolist()
+        if all(map(math.isnan, means)):
             raise DivergedError(f"after step {self.state.step} the model makes NaN of its images")
-        return found
+        return dict(zip(names, means, strict=True))
 
     def _new_interval(self, rows: list[list[float]]) -> Interval:
         return Interval(self.training_step.columns, rows, self.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastslots.models.modes import eval_mode
 from fastslots.models.trainable import Trainable
 from fastslots.noise import sample_keys
+from fastslots.training.step import check_numbers
 
 
 @torch.no_grad()
@@ -40,8 +41,10 @@ def validate(
     with eval_mode(model):
         for batch in batches:
             keys = validation_keys(first_image, len(batch), seed).to(batch.device)
+            sums = trainable.validation_sums(batch, keys, **schedule)
+            check_numbers("validation_sums", sums, range(trainable.num_sums))
             total[0] += len(batch)
-            total[1:] += trainable.validation_sums(batch, keys, **schedule)
+            total[1:] += sums
             first_image += len(batch)
     if add_up is not None:
         total = add_up(total)

@@ -98,10 +98,11 @@ def check_multiple(name: str, value: int, divisor_name: str, divisor: int) -> No
         raise ValueError(f"{name} must be a multiple of {divisor_name} {divisor}; got {value}")
 
 
-def check_is(name: str, value: Any, kind: type) -> None:
-    """Raises TypeError unless the value is a `kind`."""
+def check_is(name: str, value: Any, kind: type, advice: str = "") -> None:
+    """Raises TypeError unless the value is a `kind`, with advice if there is some."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
+        what = f"{type(value).__name__}: {advice}" if advice else type(value).__name__
+        raise TypeError(f"{name} must be a {kind.__name__}; got {what}")
 
 
 def check_tensor(name: str, value: Any) -> None:

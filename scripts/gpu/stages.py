@@ -21,7 +21,7 @@ class Stage(NamedTuple):
 
 FIRST = (
     Stage("smoke", 60, "checks.smoke"),
-    Stage("times", 80, "timing.times"),
+    Stage("times", 80, "timing.attention"),
     Stage("unit_tests", 120, "checks.unit_tests"),
     Stage("attention", 60, "profiling.attention"),
     Stage("kernels", 30, "profiling.kernels"),
@@ -31,11 +31,11 @@ FIRST = (
 SECOND = (
     Stage("smoke_again", 40, "checks.smoke"),
     Stage("unit_tests_again", 90, "checks.unit_tests"),
-    Stage("times_again", 60, "timing.times"),
+    Stage("times_again", 60, "timing.attention"),
     Stage("kernels_again", 20, "profiling.kernels"),
     Stage("compile", 110, "timing.compile"),
-    Stage("baselines", 110, "timing.baselines"),
-    Stage("flat", 45, "timing.flat"),
+    Stage("baselines", 110, "timing.attention"),
+    Stage("flat", 45, "timing.attention"),
     Stage("slate", 60, "timing.slate"),
     Stage("slate_compiled", 240, "timing.slate"),
     Stage("memcheck", 45, "checks.memcheck"),

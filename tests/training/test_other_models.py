@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from fastslots.training import find_checkpoint
+from fastslots.training import find_checkpoint, train
 from tests.training import forked
-from tests.training.colours import ColourModel, train_colours
+from tests.training.colours import (
+    ColourConfig,
+    ColourModel,
+    TrainableColours,
+    train_colours,
+)
 from tests.training.runs import rows
+from tests.training.tiny import Images, tiny, tiny_model, tiny_recipe
 
 
 def test_another_model_trains_validates_draws_and_is_saved(
@@ -50,3 +57,73 @@ def test_another_model_goes_on_after_a_kill_with_the_same_bits(tmp_path: Path) -
     last, expected = (find_checkpoint(folder, "last") for folder in (killed, whole))
     for file in ("model.safetensors", "optimizer.safetensors", "state.json"):
         assert (last / file).read_bytes() == (expected / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "message"),
+    [
+        pytest.param(
+            "groups",
+            lambda trainable: {"all": list(trainable.model.encoder.parameters())},
+            r"every parameter that learns, once, .*; too many are 0, missing decoder.weight, decoder.bias$",
+            id="not-all-parameters",
+        ),
+        pytest.param(
+            "groups",
+            lambda trainable: {"all": 2 * list(trainable.model.parameters())},
+            r"every parameter that learns, once, and no other; too many are 4, missing none$",
+            id="twice",
+        ),
+        pytest.param(
+            "groups",
+            lambda trainable: {"main": list(trainable.model.parameters())},
+            r"recipe.rates must name the groups \['main'\]; got \['all'\] of a ColourRecipe",
+            id="no-rate",
+        ),
+        pytest.param(
+            "forward",
+            lambda _, image, keys: (image.sum(), image.sum()),
+            r"forward must give 1 numbers; got shape \[2\]",
+            id="losses",
+        ),
+        pytest.param(
+            "look",
+            lambda _, image, keys: image.new_zeros(1).double(),
+            r"look must give 2 numbers; got shape \[1\]",
+            id="looks",
+        ),
+        pytest.param(
+            "validation_sums",
+            lambda _, image, keys: image.new_zeros(2).double(),
+            r"validation_sums must give 1 numbers; got shape \[2\]",
+            id="validation",
+        ),
+    ],
+)
+def test_what_a_trainable_gives_must_be_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, result: Any, message: str
+) -> None:
+    monkeypatch.setattr(
+        TrainableColours, "looks", {"red": "", "blue": ""} if method == "look" else {}
+    )
+    monkeypatch.setattr(TrainableColours, method, result)
+    with pytest.raises(ValueError, match=message):
+        train_colours(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_model_or_a_recipe_of_another_kind_is_refused(tmp_path: Path) -> None:
+    sets = (Images(4), Images(2), tmp_path)
+    model: Any = tiny_model()
+    with pytest.raises(
+        TypeError, match="trainable must be a Trainable; got SLATE: wrap the model, as"
+    ):
+        train(model, tiny_recipe(), *sets)
+    recipe: Any = {"steps": 3}
+    with pytest.raises(TypeError, match="recipe must be a Recipe; got dict"):
+        train(tiny(), recipe, *sets)
+    colours = TrainableColours(ColourModel(ColourConfig()))
+    with pytest.raises(
+        ValueError, match=r"rates must name .*\['all'\]; got \['dvae', 'main'\] of a SLATERec"
+    ):
+        train(colours, tiny_recipe(), *sets)

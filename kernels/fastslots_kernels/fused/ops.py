@@ -184,7 +184,8 @@ def _setup_context(
     x, slots, mask, _, weights, folded, num_heads, epsilon, norm_eps, _, keep = inputs
     kept = output[2:] if keep else (None, None)
     matrices = folded[:_NUM_FOLDED]
-    if 10 * sum(matrix.nbytes for matrix in matrices) > x.nbytes:
+    # Not nbytes, which compilers cannot trace.
+    if 10 * sum(t.numel() * t.element_size() for t in matrices) > x.numel() * x.element_size():
         matrices = []  # they are made again, for memory's sake
     ctx.save_for_backward(x, slots, mask, *kept, *weights, *matrices)
     ctx.options = FoldedWeights(*folded).key_weight.dtype, num_heads, epsilon, norm_eps

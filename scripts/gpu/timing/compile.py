@@ -14,7 +14,7 @@ from fastslots.benchmark import Call, Problem, Provider
 from fastslots.benchmark.attention.check import MOST_ITERATIONS_CHECKED
 from fastslots.benchmark.measure.precision import matmul_precision
 from gpu.job import Job, Skip
-from gpu.timing.baselines import COMPILED, units
+from gpu.timing.attention import COMPILED, units
 from gpu.timing.shapes import case_of
 
 PROCESSES = 16

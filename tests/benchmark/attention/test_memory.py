@@ -8,9 +8,9 @@ from fastslots.benchmark import (
     Provider,
     constant_memory_table,
     measure_constant_memory,
-    memory_use,
     preset,
 )
+from fastslots.benchmark.measure.memory import memory_use
 from tests.benchmark.attention.cases import CPU, TINY
 
 pytestmark = pytest.mark.slow

@@ -1,9 +1,7 @@
 import pytest
 import torch
 
-from fastslots.benchmark import (
-    memory_use,
-)
+from fastslots.benchmark.measure.memory import memory_use
 from tests.benchmark.attention.cases import CPU
 
 pytestmark = pytest.mark.slow

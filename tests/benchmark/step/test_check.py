@@ -3,15 +3,9 @@ import math
 import pytest
 import torch
 
-from fastslots.benchmark import (
-    IncorrectResultError,
-    Step,
-    StepCase,
-    check_against_public,
-    run_step_benchmark,
-)
+from fastslots.benchmark import IncorrectResultError, Step, StepCase, run_step_benchmark
 from fastslots.benchmark.step import check, runner
-from fastslots.benchmark.step.check import check_losses
+from fastslots.benchmark.step.check import check_against_public, check_losses
 from fastslots.models.slate import SLATEConfig
 from tests.benchmark.step.cases import CPU, EAGER, IMPLICIT, TINY, UNROLLED
 

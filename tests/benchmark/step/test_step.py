@@ -3,11 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from fastslots.benchmark import (
-    BASELINE,
-    Step,
-    memory_use,
-)
+from fastslots.benchmark import BASELINE, Step
+from fastslots.benchmark.measure.memory import memory_use
 from fastslots.benchmark.step.step import CLIP
 from fastslots.models.slate.official import NAMES
 from tests.benchmark.step.cases import CPU, EAGER, IMPLICIT, TINY

@@ -88,18 +88,11 @@ def constant_memory_table(results: Results) -> Table:
     counts = sorted({row.iterations for row in results.rows})
     columns = [f"{what}\nT = {n}" for what in ("kept MiB", "backward ms") for n in counts]
     cells = [
-        (
-            *provider,
-            *(mib(row.kept_bytes) for row in rows),
-            *(number(row.backward_ms_p50) for row in rows),
-        )
-        for provider, rows in by_provider.items()
+        (*names, *(mib(r.kept_bytes) for r in rows), *(number(r.backward_ms_p50) for r in rows))
+        for names, rows in by_provider.items()
     ]
-    title, headings = (
-        "What the backward costs after T iterations",
-        ["gradient", "backend", *columns],
-    )
-    return terminal_table(title, headings, cells, num_left=2)
+    title = "What the backward costs after T iterations"
+    return terminal_table(title, ["gradient", "backend", *columns], cells, num_left=2)
 
 
 def case_title(row: Row) -> str:
