@@ -35,6 +35,9 @@ def validate(
         seed: Of the noise.
         first_image: Number of the first image.
         add_up: Adds a float64 tensor over the processes that have the other images. Default: there are none.
+
+    Raises:
+        ValueError: If a method of the trainable does not give what it says.
     """
     model = trainable.model
     total = torch.zeros(1 + trainable.num_sums, dtype=torch.float64, device=model.device)
@@ -48,7 +51,12 @@ def validate(
             first_image += len(batch)
     if add_up is not None:
         total = add_up(total)
-    return trainable.validation_means(total[1:].cpu(), int(total[0]))
+    means = trainable.validation_means(total[1:].cpu(), int(total[0]))
+    if "loss" not in means:
+        raise ValueError(
+            f"validation_means must give a 'loss', by which runs are judged; got {list(means)}"
+        )
+    return means
 
 
 def validation_keys(first: int, count: int, seed: int) -> Tensor:

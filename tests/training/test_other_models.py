@@ -98,6 +98,12 @@ def test_another_model_goes_on_after_a_kill_with_the_same_bits(tmp_path: Path) -
             r"validation_sums must give 1 numbers; got shape \[2\]",
             id="validation",
         ),
+        pytest.param(
+            "validation_means",
+            lambda *_: {"error": 1.0},
+            r"validation_means must give a 'loss', by which runs are judged; got \['error'\]",
+            id="no-loss",
+        ),
     ],
 )
 def test_what_a_trainable_gives_must_be_what_it_says(
