@@ -12,6 +12,7 @@ from fastslots.initialization import gru_cell, linear
 from fastslots_kernels import resolve_backend, slot_attention
 from fastslots_kernels.api import check_options
 from fastslots_kernels.checks import check_choice, check_count, check_multiple
+from fastslots_kernels.derivatives import is_exporting
 
 SOLVERS = ("iteration", "broyden")
 _log = logging.getLogger("fastslots")
@@ -154,7 +155,7 @@ class SlotAttention(nn.Module):
             return_attn=return_attn,
             backend=self.backend,
         )
-        if not torch.compiler.is_exporting():  # a program returns what it returns, and sets nothing
+        if not is_exporting():  # a program returns what it returns, and sets nothing
             self.iterations_used = used
         if slots.requires_grad and torch.is_grad_enabled() and not self.init_learns:
             _warn_unreached()

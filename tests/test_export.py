@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastslots import SLATE, SlotAttention, SlotInit
+from fastslots_kernels.derivatives import is_exporting
 from tests.models.slate.small_models import images, initial_slots, small_model
 
 pytestmark = [
@@ -132,3 +133,16 @@ def test_slate_in_eval_mode_has_eagers_results(name: str, gradient: str) -> None
             torch.autograd.grad(x, w) for x, w in zip((actual, expected), weights, strict=True)
         ]
         torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_compiling_is_no_exporting(strict: bool) -> None:
+    class Told(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if is_exporting() else x
+
+    x = torch.zeros(3)
+    compiled = torch.compile(Told(), backend="eager", fullgraph=True)
+    assert float(compiled(x).sum()) == 0
+    assert float(torch.export.export(Told(), (x,), strict=strict).module()(x).sum()) == 3
+    assert float(compiled(x).sum()) == 0

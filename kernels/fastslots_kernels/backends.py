@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastslots_kernels.checks import check_choice
-from fastslots_kernels.derivatives import refuse_transforms
+from fastslots_kernels.derivatives import is_exporting, refuse_transforms
 from fastslots_kernels.fixed_point import Step
 from fastslots_kernels.fused import FusedStep, why_not, why_not_here
 from fastslots_kernels.layers import why_module_called
@@ -110,7 +110,7 @@ def make_step(
     A module as `weights` is called.
     """
     name = resolve_backend(backend, inputs, slots, weights, num_heads).name
-    if name == "torch" and torch.compiler.is_exporting():
+    if name == "torch" and is_exporting():
         name = "reference"  # a program keeps operations, and not the backward that "torch" has written out
     if isinstance(weights, nn.Module) or name == "reference":
         layers: Any = weights if isinstance(weights, nn.Module) else PlainLayers(weights)

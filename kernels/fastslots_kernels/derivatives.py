@@ -44,6 +44,14 @@ def transforms_active() -> bool:
     return active
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is tracing: programs keep operations, and not the backward of a node of ours.
+
+    `torch.compiler.is_exporting` says so within ``torch.compile``, too, in PyTorch 2.11.
+    """
+    return torch.compiler._is_exporting_flag
+
+
 # The compiler asks while it traces, and traces again when the answer changes; see `fused.limits`.
 transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastslots_kernels.derivatives import is_exporting
+
 # Entries of a part. On a CPU a part stays in the caches, which is also what makes it fast. On a GPU a part
 # costs dozens of launches, which smaller tables would not outlast; a compiler writes out every part's code.
 _CPU_ENTRIES = 2**20
@@ -44,7 +46,7 @@ def parts(batch_size: int, num_rows: int, num_columns: int, device: torch.device
         Several whole samples, or rows of one. All of the table for ``torch.export``, whose programs cannot
         have a number of parts that depends on the batch.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         yield Part(0, batch_size, 0, num_rows)
         return
     on_cpu = device.type == "cpu" and not torch.compiler.is_compiling()

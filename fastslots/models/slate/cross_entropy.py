@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from fastslots.models.precision import product_dtype, wide_dtype, without_autocast
 from fastslots.models.slate.chunks import add_product, parts
-from fastslots_kernels.derivatives import empty_function_of, first_order, refuse_transforms
+from fastslots_kernels.derivatives import (
+    empty_function_of,
+    first_order,
+    is_exporting,
+    refuse_transforms,
+)
 from fastslots_kernels.layers import why_called
 
 _NAME = "the cross-entropy without logits"
@@ -36,8 +41,7 @@ def linear_cross_entropy(
     """
     dtype = product_dtype(features)
     with without_autocast(features):
-        # An exported program keeps operations, and not the backward of a node of ours.
-        if backend == "reference" or torch.compiler.is_exporting():
+        if backend == "reference" or is_exporting():
             logits = F.linear(features.to(dtype), weight.to(dtype)).to(wide_dtype(features))
             return F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
         refuse_transforms(_NAME, (features, weight))
