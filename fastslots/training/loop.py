@@ -80,7 +80,7 @@ def train(
             and leaves the earlier checkpoints.
         Terminated: The same for SIGTERM.
     """
-    check_is("trainable", trainable, Trainable, "wrap the model, as TrainableSLATE(model) does")
+    check_is("trainable", trainable, Trainable, "wrap the model in one")
     check_is("recipe", recipe, Recipe)
     num_workers = check_count("num_workers", num_workers, 0)
     shape = trainable.model.config.image_shape

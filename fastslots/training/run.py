@@ -25,8 +25,9 @@ from fastslots.training.loading import validation_batches
 from fastslots.training.metrics import Interval, RunLog, interval_means, memory_mib
 from fastslots.training.processes import make_accelerator, on_main
 from fastslots.training.progress import TrainingProgress
+from fastslots.training.rehearsal import rehearse
 from fastslots.training.restoring import restore_last
-from fastslots.training.step import DivergedError, TrainingStep, check_numbers
+from fastslots.training.step import DivergedError, TrainingStep
 from fastslots.training.validation import draw, validate
 
 
@@ -76,6 +77,7 @@ class TrainingRun:
             self.accelerator.num_processes,
             self.accelerator.process_index,
         )
+        rehearse(trainable, recipe)
         on_main(self.accelerator, lambda: _prepare(folder, recipe.steps, resume=resume))
         self.training_step = TrainingStep(trainable, recipe, self.accelerator, self.parts)
         self.state = restore_last(folder, self.model, self.training_step.optimizer)
@@ -130,7 +132,7 @@ class TrainingRun:
             self._validate()
             try:
                 on_main(self.accelerator, self._draw)
-            except OSError:
+            except Exception:  # whatever is wrong with a picture, the steps are not
                 self.save()
                 raise
             self.save()
@@ -177,9 +179,7 @@ class TrainingRun:
         with torch.no_grad(), eval_mode(self.model):
             keys = self.training_step.keys(self.state.step - 1)
             for image, image_keys in zip(images, keys, strict=True):
-                found = self.trainable.look(image, image_keys)
-                check_numbers("look", found, names)
-                sums += found
+                sums += self.trainable.look(image, image_keys)
         means = (self._sum(sums) / self.recipe.batch_size).tolist()
         if all(map(math.isnan, means)):
             raise DivergedError(f"after step {self.state.step} the model makes NaN of its images")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +14,8 @@ from fastslots.models.recipe import Recipe
 from fastslots.models.trainable import Trainable
 from fastslots.noise import sample_keys
 from fastslots.training.batches import BatchParts
+from fastslots.training.rehearsal import check_gradients, check_groups, check_rates
+from fastslots.training.validation import check_numbers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,8 +58,9 @@ class TrainingStep:
     ) -> None:
         self.trainable, self.recipe = trainable, recipe
         self.accelerator, self.parts = accelerator, parts
-        self.groups = trainable.groups()
-        _check_groups(self.groups, trainable.model, recipe)
+        self.groups = {name: list(group) for name, group in trainable.groups().items()}
+        check_groups(self.groups, trainable)
+        check_rates(recipe.rates(0), self.groups, 0)
         self.columns = [*trainable.losses, *(f"gradient_linf_norm_{name}" for name in self.groups)]
         groups = [{"params": group} for group in self.groups.values()]
         self.optimizer = torch.optim.Adam(groups, fused=True)
@@ -92,6 +95,7 @@ class TrainingStep:
             DivergedError: On a CPU, if one of them is not finite; the weights are as before the step.
         """
         rates = self.recipe.rates(step)
+        check_rates(rates, self.groups, step)
         for name, group in zip(self.groups, self.optimizer.param_groups, strict=True):
             group["lr"] = rates[name] * factor
         self.trainable.model.train()
@@ -110,6 +114,8 @@ class TrainingStep:
                 check_numbers("forward", each, self.trainable.losses)
                 torch.autograd.backward(each.sum() / len(batches))
             losses.append(each.detach())
+        if not self.optimizer.state:
+            check_gradients(self.trainable.model)
         norms = torch.stack([_linf_norm(group) for group in self.groups.values()])
         values = torch.cat((torch.stack(losses).mean(0), norms))
         if values.device.type == "cpu":
@@ -146,35 +152,6 @@ def check_finite(
         if not all(map(math.isfinite, row)):
             named = ", ".join(f"{name} {value:g}" for name, value in zip(columns, row, strict=True))
             raise DivergedError(f"step {step} has a loss or gradient that is not finite: {named}")
-
-
-def check_numbers(method: str, found: Tensor, names: Collection[str] | range) -> None:
-    """Raises unless a method of a `Trainable` gave a number for each name: one alone would count for all.
-
-    Raises:
-        ValueError: Naming the method, how many numbers it must give, and the shape of what it gave.
-    """
-    if found.shape != (len(names),):
-        raise ValueError(f"{method} must give {len(names)} numbers; got shape {list(found.shape)}")
-
-
-def _check_groups(
-    groups: Mapping[str, Sequence[nn.Parameter]], model: nn.Module, recipe: Recipe
-) -> None:
-    """Raises unless every parameter that learns is in one group, and every group has a learning rate."""
-    missing = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    others = [p for group in groups.values() for p in group if missing.pop(id(p), None) is None]
-    if others or missing:
-        raise ValueError(
-            "groups must hold every parameter that learns, once, and no other; too many are "
-            f"{len(others)}, missing {', '.join(missing.values()) or 'none'}"
-        )
-    rates = recipe.rates(0)
-    if rates.keys() != groups.keys():
-        raise ValueError(
-            f"recipe.rates must name the groups {list(groups)}; got {list(rates)} of a "
-            f"{type(recipe).__name__}"
-        )
 
 
 def _compiled(losses: nn.Module, accelerator: Accelerator, recipe: Recipe) -> nn.Module:

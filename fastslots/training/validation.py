@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 
 import torch
@@ -11,7 +11,21 @@ from torch import Tensor
 from fastslots.models.modes import eval_mode
 from fastslots.models.trainable import Trainable
 from fastslots.noise import sample_keys
-from fastslots.training.step import check_numbers
+
+
+def check_numbers(
+    method: str, found: Tensor, names: Sized, dtype: torch.dtype | None = None
+) -> None:
+    """Raises unless a method of a `Trainable` gave a number for each name: one alone would count for all.
+
+    Raises:
+        ValueError: Naming the method, what it must give, and what it gave.
+    """
+    if found.shape != (len(names),) or dtype not in (None, found.dtype):
+        wanted = f"{len(names)} numbers" + (f" of {dtype}" if dtype else "")
+        raise ValueError(
+            f"{method} must give {wanted}; got shape {list(found.shape)}, {found.dtype}"
+        )
 
 
 @torch.no_grad()
@@ -45,7 +59,7 @@ def validate(
         for batch in batches:
             keys = validation_keys(first_image, len(batch), seed).to(batch.device)
             sums = trainable.validation_sums(batch, keys, **schedule)
-            check_numbers("validation_sums", sums, range(trainable.num_sums))
+            check_numbers("validation_sums", sums, range(trainable.num_sums), torch.float64)
             total[0] += len(batch)
             total[1:] += sums
             first_image += len(batch)
