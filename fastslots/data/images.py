@@ -12,7 +12,7 @@ _ROUNDING = 1e-3  # that resizing and conversions may leave beyond [0, 1]
 
 
 class ImageSet(Protocol):
-    """A sized data set of images ``[3, S, S]`` in [0, 1]; ``__getitems__`` is used where it is there."""
+    """A sized data set of images ``[C, S, S]`` in [0, 1]; ``__getitems__`` is used where it is there."""
 
     def __len__(self) -> int:
         """How many images."""

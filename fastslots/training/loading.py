@@ -21,7 +21,7 @@ _KINDS = (OSError, TypeError, ValueError)
 
 
 class _Batch(NamedTuple):
-    """Images ``[B, 3, S, S]``, and the corrupt files that were met since the last batch, with the reasons."""
+    """Images ``[B, C, S, S]``, and the corrupt files that were met since the last batch, with the reasons."""
 
     images: Tensor
     corrupt: list[tuple[Path, str]]
@@ -63,7 +63,7 @@ def workers_for(device: torch.device, processes_here: int) -> int:
 def step_images(
     images: ImageSet, batches: StepBatches, device: torch.device, dtype: torch.dtype, workers: int
 ) -> Generator[list[Tensor]]:
-    """Yields each step's micro-batches, ``[B, 3, S, S]``.
+    """Yields each step's micro-batches, ``[B, C, S, S]``.
 
     Args:
         images: What to train on; if it has a dict ``corrupt``, this gets what the workers found.
@@ -89,7 +89,7 @@ def step_images(
 def validation_batches(
     images: ImageSet, part: range, size: int, device: torch.device, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Some of the images in batches of `size`, ``[B, 3, S, S]``.
+    """Some of the images in batches of `size`, ``[B, C, S, S]``.
 
     Raises:
         OSError: If an image cannot be read, naming it.

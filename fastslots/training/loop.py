@@ -94,7 +94,7 @@ def train(
         try:
             _train(training, train_set, num_workers)
         except DivergedError as error:
-            raise DivergedError(f"{error}; {_advice(run, recipe)}") from error
+            raise DivergedError(f"{error}; {_advice(run, recipe, settings is None)}") from error
     return find_checkpoint(run, "last")
 
 
@@ -154,12 +154,16 @@ def resume_command(run: Path) -> str:
     return f"fastslots train --resume {shlex.quote(str(run))}"
 
 
-def _advice(run: Path, recipe: Recipe) -> str:
-    """How to go on after a run diverged."""
+def _advice(run: Path, recipe: Recipe, called: bool) -> str:
+    """How to go on after a run diverged, by the command, or where `train` was called by it."""
     step = last_step(run)
-    rates = [(name, value) for name, value in asdict(recipe).items() if name.startswith("lr_")]
-    halved = [f"--{name.replace('_', '-')} {value / 2:g}" for name, value in rates]
-    command = " ".join([resume_command(run), *halved])
+    halved = {n: f"{value / 2:g}" for n, value in asdict(recipe).items() if n.startswith("lr_")}
+    if called:
+        recipe_of = f"{type(recipe).__name__}({', '.join(f'{n}={v}' for n, v in halved.items())})"
+        command = f"train(..., {recipe_of}, resume=True)"
+    else:
+        flags = (f"--{name.replace('_', '-')} {value}" for name, value in halved.items())
+        command = " ".join([resume_command(run), *flags])
     if step:
         return (
             f"its last checkpoint, of step {step}, is whole: go on from there with other settings, "

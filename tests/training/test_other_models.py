@@ -14,6 +14,7 @@ from PIL import Image
 
 from fastslots.training import find_checkpoint, train
 from fastslots.training.rehearsal import rehearse
+from fastslots.training.step import DivergedError
 from tests.training import forked
 from tests.training.colours import (
     ColourConfig,
@@ -226,3 +227,16 @@ def test_a_picture_that_cannot_be_drawn_costs_no_steps(
     with pytest.raises(ZeroDivisionError, match="of the model"):
         begin(tmp_path, colours())
     assert find_checkpoint(tmp_path, "last").name == "step-000000004"
+
+
+def test_a_run_that_was_called_says_what_to_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = TrainableColours.forward
+    monkeypatch.setattr(
+        TrainableColours, "forward", lambda *args, **schedule: (math.nan * forward(*args)[0],)
+    )
+    with pytest.raises(
+        DivergedError, match=r"train\(\.\.\., ColourRecipe\(lr_all=0\.025\), resume=True\)$"
+    ):
+        begin(tmp_path, colours())
