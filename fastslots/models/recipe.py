@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastslots.settings import check_fields
 
@@ -22,7 +24,10 @@ class Recipe(ABC):
         batch_size: Images per step, over all processes.
         accumulation: Parts that a process takes its share of a step's batch in, one after the other; more of
             them need less memory and change no result but its rounding.
-        clip: Largest gradient entry allowed (the L∞ norm over all parameters); inf for no clipping.
+        muon: Muon for the weight matrices, at so many times the learning rates, and Adam for all else; 0:
+            Adam for all. The package's autoencoder learns fastest at 20.
+        clip: Largest gradient norm allowed, over all parameters: of SLATE L∞, the largest entry, of the
+            autoencoder L2; inf for no clipping.
         patience: Validations without a better loss after which the learning rates are halved; 0: never.
         validate_every: Steps between validations, each with pictures and a checkpoint.
         validation_images: Images per validation (the whole split if it holds fewer).
@@ -37,6 +42,9 @@ class Recipe(ABC):
 
     Attributes:
         may_be_zero: Names of the numbers that may be 0.
+        choices: What a text may be, by name.
+        norm: The order of the norm that `clip` bounds and that is logged.
+        no_decay: The number, and its value, that leave the learning rates at their peak.
         added_after: The number after which a command's help has those that a model's own recipe adds.
 
     Raises:
@@ -44,12 +52,16 @@ class Recipe(ABC):
         ValueError: If a number breaks its rule.
     """
 
-    may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "patience")
+    may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "patience", "muon")
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"precision": PRECISIONS}
+    norm: ClassVar[float] = math.inf
+    no_decay: ClassVar[tuple[str, Any]] = ("patience", 0)
     added_after: ClassVar[str] = "accumulation"
 
     steps: int = 250_000
     batch_size: int = 50
     accumulation: int = 1
+    muon: float = 0.0
     clip: float = 1.0
     patience: int = 4
     validate_every: int = 1_000
@@ -66,8 +78,13 @@ class Recipe(ABC):
             self,
             may_be_zero=self.may_be_zero,
             may_be_infinite=("clip",),
-            choices={"precision": PRECISIONS},
+            choices=self.choices,
         )
+
+    @property
+    def norm_name(self) -> str:
+        """What the log calls the norm of a gradient, before the name of its group."""
+        return f"gradient_{'linf' if math.isinf(self.norm) else f'l{self.norm:g}'}_norm"
 
     @abstractmethod
     def rates(self, step: int) -> dict[str, float]:

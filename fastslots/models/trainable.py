@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from fastslots.data.images import ImageSet
 from fastslots.models.pretrained import PretrainedModel
 
 
@@ -37,6 +38,13 @@ class Trainable(nn.Module, ABC):
     def __init__(self, model: PretrainedModel) -> None:
         super().__init__()
         self.model = model
+
+    def begin(self, images: ImageSet) -> None:
+        """Called once, before the first step of a new run, in every process: what to learn from beforehand.
+
+        Args:
+            images: That are trained on, in [0, 1].
+        """
 
     @abstractmethod
     def groups(self) -> dict[str, list[nn.Parameter]]:

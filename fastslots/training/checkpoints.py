@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from fastslots._extras import require
 from fastslots.files import remove_partial, sync
 from fastslots.models.pretrained import PretrainedModel
 from fastslots.training.folder import check_run_folder
+from fastslots.training.optimizers import Optimizers
 from fastslots.training.plateau import Plateau
 
 _STEPS = "step-" + 9 * "[0-9]"
-
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam keeps of each parameter."""
 
 
 @dataclass
@@ -46,7 +44,7 @@ class RunState:
 
 
 def save_checkpoint(
-    run: Path, state: RunState, model: PretrainedModel, optimizer: torch.optim.Adam, *, keep: int
+    run: Path, state: RunState, model: PretrainedModel, optimizers: Optimizers, *, keep: int
 ) -> Path:
     """Writes a checkpoint, then removes all but the last `keep` and the best.
 
@@ -63,9 +61,11 @@ def save_checkpoint(
         partial.mkdir()
         model.save_pretrained(partial)
         safetensors = require("safetensors.torch", "train")
-        safetensors.save_file(
-            _optimizer_tensors(model, optimizer), partial / "optimizer.safetensors"
-        )
+        tensors = {
+            name: state[key].detach().cpu().contiguous()
+            for name, key, state, _ in optimizer_entries(model, optimizers)
+        }
+        safetensors.save_file(tensors, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2))
         for path in (*partial.iterdir(), partial):
             sync(path)
@@ -188,14 +188,10 @@ def _prune(folder: Path, keep: int) -> None:
                 shutil.rmtree(old.rename(_partial(old)))
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    return {
-        f"{key}.{name}": optimizer.state[parameter][key].detach().cpu().contiguous()
-        for name, parameter in trained_parameters(model)
-        for key in ADAM_STATE
-    }
-
-
-def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Those that the optimiser has, by name."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def optimizer_entries(
+    model: nn.Module, optimizers: Optimizers
+) -> Iterator[tuple[str, str, dict[str, Tensor], nn.Parameter]]:
+    """What the optimisers keep, as checkpoints name it: name, its key in which state, of which parameter."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter, key, state in optimizers.entries():
+        yield f"{key}.{names[id(parameter)]}", key, state, parameter

@@ -89,7 +89,7 @@ def train(
     processes = join_processes(trainable.model.device)
     _check_same(from_all(processes, (len(train_set), len(validation_set))))
     with lock_run(run) if processes.is_main_process else nullcontext():
-        training = TrainingRun(trainable, recipe, validation_set, run, resume=resume)
+        training = TrainingRun(trainable, recipe, train_set, validation_set, run, resume=resume)
         on_main(processes, lambda: _write_settings(run, settings, image_files))
         try:
             _train(training, train_set, num_workers)

@@ -35,9 +35,7 @@ def rehearse(trainable: Trainable, recipe: Recipe) -> None:
     model = trainable.model
     _check_config(model.config)
     schedule = recipe.schedule(0)
-    of_groups = [
-        f"{what}_{name}" for what in ("lr", "gradient_linf_norm") for name in recipe.rates(0)
-    ]
+    of_groups = [f"{what}_{name}" for what in ("lr", recipe.norm_name) for name in recipe.rates(0)]
     names = [*trainable.losses, *trainable.looks, *schedule, *of_groups]
     _check_names("losses, looks, schedule and groups", names)
     image = torch.full((1, *model.config.image_shape), 0.5, dtype=model.dtype, device=model.device)

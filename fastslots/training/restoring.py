@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastslots._extras import require
 from fastslots.models.pretrained import PretrainedModel
-from fastslots.training.checkpoints import ADAM_STATE, RunState, checkpoints_of, trained_parameters
+from fastslots.training.checkpoints import RunState, checkpoints_of, optimizer_entries
+from fastslots.training.optimizers import COUNT, Optimizers
 from fastslots.training.plateau import Plateau
 
 
@@ -21,7 +21,7 @@ class DamagedError(ValueError):
     """A checkpoint of which a file is missing or corrupt; the message names it."""
 
 
-def restore_last(run: Path, model: PretrainedModel, optimizer: torch.optim.Adam) -> RunState:
+def restore_last(run: Path, model: PretrainedModel, optimizers: Optimizers) -> RunState:
     """Takes up the last checkpoint of a run; without one, the run is at its beginning.
 
     Raises:
@@ -32,7 +32,7 @@ def restore_last(run: Path, model: PretrainedModel, optimizer: torch.optim.Adam)
     if not steps:
         return RunState()
     try:
-        return restore_checkpoint(steps[-1], model, optimizer)
+        return restore_checkpoint(steps[-1], model, optimizers)
     except DamagedError as error:
         aside = shlex.join(["mv", str(steps[-1]), str(run / f"damaged-{steps[-1].name}")])
         earlier = (
@@ -41,9 +41,7 @@ def restore_last(run: Path, model: PretrainedModel, optimizer: torch.optim.Adam)
         raise DamagedError(f"{error}; to go on {earlier} put it aside: {aside}") from error
 
 
-def restore_checkpoint(
-    folder: Path, model: PretrainedModel, optimizer: torch.optim.Adam
-) -> RunState:
+def restore_checkpoint(folder: Path, model: PretrainedModel, optimizers: Optimizers) -> RunState:
     """Loads weights and optimiser state into a model of the same configuration.
 
     Returns:
@@ -68,14 +66,10 @@ def restore_checkpoint(
     safetensors = require("safetensors.torch", "train")
     try:
         tensors: dict[str, Tensor] = safetensors.load_file(folder / "optimizer.safetensors")
-        for name, parameter in trained_parameters(model):
+        for name, key, kept, parameter in optimizer_entries(model, optimizers):
             # The count of steps keeps its own dtype, whatever the run's precision has become.
-            optimizer.state[parameter] = {
-                key: tensors[f"{key}.{name}"].to(
-                    parameter.device, None if key == "step" else parameter.dtype
-                )
-                for key in ADAM_STATE
-            }
+            dtype = None if key == COUNT else parameter.dtype
+            kept[key] = tensors[name].to(parameter.device, dtype)
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
         return RunState(**state | {"plateau": Plateau(**state["plateau"])})
     except Exception as error:  # safetensors' own error derives from Exception alone

@@ -39,6 +39,7 @@ class TrainingRun:
     Args:
         trainable: The model, on the device to train on.
         recipe: The numbers.
+        train_set: Images in [0, 1] that the model may learn from before the first step.
         validation_set: Held-out images in [0, 1].
         folder: The run folder, which exists.
         resume: Take up the folder's last checkpoint, if it has one.
@@ -56,6 +57,7 @@ class TrainingRun:
         self,
         trainable: Trainable,
         recipe: Recipe,
+        train_set: ImageSet,
         validation_set: ImageSet,
         folder: Path,
         *,
@@ -80,7 +82,9 @@ class TrainingRun:
         rehearse(trainable, recipe)
         on_main(self.accelerator, lambda: _prepare(folder, recipe.steps, resume=resume))
         self.training_step = TrainingStep(trainable, recipe, self.accelerator, self.parts)
-        self.state = restore_last(folder, self.model, self.training_step.optimizer)
+        self.state = restore_last(folder, self.model, self.training_step.optimizers)
+        if not self.state.step:
+            trainable.begin(train_set)
         self._load_validation(validation_set)
 
     def __enter__(self) -> Self:
@@ -226,7 +230,7 @@ class TrainingRun:
             self.folder,
             self.state,
             self.model,
-            self.training_step.optimizer,
+            self.training_step.optimizers,
             keep=self.recipe.keep_checkpoints,
         )
 

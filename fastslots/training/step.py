@@ -14,6 +14,7 @@ from fastslots.models.recipe import Recipe
 from fastslots.models.trainable import Trainable
 from fastslots.noise import sample_keys
 from fastslots.training.batches import BatchParts
+from fastslots.training.optimizers import Optimizers
 from fastslots.training.rehearsal import check_gradients, check_groups, check_rates
 from fastslots.training.validation import check_numbers
 
@@ -38,7 +39,7 @@ class _Losses(nn.Module):
 
 
 class TrainingStep:
-    """Losses, gradients, clipping, Adam.
+    """Losses, gradients, clipping, and what changes the weights.
 
     Args:
         trainable: On the accelerator's device.
@@ -48,9 +49,10 @@ class TrainingStep:
 
     Attributes:
         groups: The parameters that learn, by what shares a learning rate.
-        optimizer: With these groups.
-        columns: What a step has to say for the log: its losses, and the largest entry of each group's
-            gradient before clipping.
+        rates: The learning rate of each group at the last step, Adam's.
+        optimizers: With these groups.
+        columns: What a step has to say for the log: its losses, and the norm of each group's gradient before
+            clipping.
     """
 
     def __init__(
@@ -61,19 +63,15 @@ class TrainingStep:
         self.groups = {name: list(group) for name, group in trainable.groups().items()}
         check_groups(self.groups, trainable)
         check_rates(recipe.rates(0), self.groups, 0)
-        self.columns = [*trainable.losses, *(f"gradient_linf_norm_{name}" for name in self.groups)]
-        groups = [{"params": group} for group in self.groups.values()]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        norms = (f"{recipe.norm_name}_{name}" for name in self.groups)
+        self.columns = [*trainable.losses, *norms]
+        self.rates: dict[str, float] = {}
         losses: nn.Module = _Losses(trainable)
         if recipe.compile:
             losses = _compiled(losses, accelerator, recipe)
-        self.losses, self.prepared = accelerator.prepare(losses, self.optimizer)
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """The learning rate of each group at the last step."""
-        groups = zip(self.groups, self.optimizer.param_groups, strict=True)
-        return {name: group["lr"] for name, group in groups}
+        self.losses = accelerator.prepare(losses)
+        self.optimizers = Optimizers(self.groups, recipe.muon)
+        self.optimizers.prepare(accelerator)
 
     def keys(self, step: int) -> list[Tensor]:
         """The keys of the noise of each micro-batch, ``[B, 2]`` int32 on the device."""
@@ -96,10 +94,10 @@ class TrainingStep:
         """
         rates = self.recipe.rates(step)
         check_rates(rates, self.groups, step)
-        for name, group in zip(self.groups, self.optimizer.param_groups, strict=True):
-            group["lr"] = rates[name] * factor
+        self.rates = {name: rate * factor for name, rate in rates.items()}
+        self.optimizers.set_rates(self.rates)
         self.trainable.model.train()
-        self.prepared.zero_grad()
+        self.optimizers.zero_grad()
         schedule = {
             name: torch.full((), value, dtype=torch.float32, device=batches[0].device)
             for name, value in self.recipe.schedule(step).items()
@@ -114,15 +112,19 @@ class TrainingStep:
                 check_numbers("forward", each, self.trainable.losses)
                 torch.autograd.backward(each.sum() / len(batches))
             losses.append(each.detach())
-        if not self.optimizer.state:
+        if not self.optimizers.have_stepped:
             check_gradients(self.trainable.model)
-        norms = torch.stack([_linf_norm(group) for group in self.groups.values()])
+        norms = torch.stack([self._norm(group) for group in self.groups.values()])
         values = torch.cat((torch.stack(losses).mean(0), norms))
         if values.device.type == "cpu":
             check_finite([values.tolist()], self.columns, step + 1)
-        self._clip(norms.max())
-        self.prepared.step()
+        self._clip(torch.linalg.vector_norm(norms, self.recipe.norm))
+        self.optimizers.step()
         return values
+
+    def _norm(self, parameters: list[nn.Parameter]) -> Tensor:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients, norm_type=self.recipe.norm)
 
     def _clip(self, norm: Tensor) -> None:
         if math.isfinite(self.recipe.clip):
@@ -166,8 +168,3 @@ def _compiled(losses: nn.Module, accelerator: Accelerator, recipe: Recipe) -> nn
         torch._dynamo.config.optimize_ddp = False
     mode = "reduce-overhead" if graphs else "default"
     return cast(nn.Module, torch.compile(losses, fullgraph=True, dynamic=False, mode=mode))
-
-
-def _linf_norm(parameters: list[nn.Parameter]) -> Tensor:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)

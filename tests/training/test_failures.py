@@ -49,7 +49,7 @@ def test_a_run_folder_that_vanishes_before_a_checkpoint_or_picture_is_not_made_a
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    with TrainingRun(tiny(), tiny_recipe(), Images(6), folder, resume=False) as training:
+    with TrainingRun(tiny(), tiny_recipe(), Images(4), Images(6), folder, resume=False) as training:
         training.step([Images(4).tensors[0]])
         folder.rename(tmp_path / "elsewhere")
         for write in (training.save, training._draw, training.validate):
@@ -193,7 +193,9 @@ def test_what_no_step_waited_for_is_noticed_before_anything_is_written(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, value: float) -> None:
-    with TrainingRun(tiny(), tiny_recipe(), Images(6), tmp_path, resume=False) as training:
+    with TrainingRun(
+        tiny(), tiny_recipe(), Images(4), Images(6), tmp_path, resume=False
+    ) as training:
         with torch.no_grad():
             training.model.out.weight[0, 0] = value
         training.state.step = 5

@@ -129,13 +129,14 @@ def test_a_run_without_a_checkpoint_resumes_from_the_start(tmp_path: Path) -> No
 
 
 def training_run(folder: Path, **changes: Any) -> TrainingRun:
-    return TrainingRun(tiny(), tiny_recipe(**changes), Images(6), folder, resume=True)
+    return TrainingRun(tiny(), tiny_recipe(**changes), Images(4), Images(6), folder, resume=True)
 
 
 def test_both_learning_rates_follow_the_plateau(tmp_path: Path) -> None:
     training = training_run(tmp_path)
     training.training_step(10, [Images(4).tensors[0]], factor=0.25)
-    dvae, main = training.training_step.optimizer.param_groups
+    (adam,) = training.training_step.optimizers.all
+    dvae, main = adam.param_groups
     assert (dvae["lr"], main["lr"]) == pytest.approx((0.25 * 3e-4, 0.25 * 1e-4))
 
 

@@ -46,7 +46,7 @@ def test_compiling_is_announced_before_the_first_step(
 ) -> None:
     monkeypatch.setattr("torch.compile", lambda model, **_: model)
     recipe = tiny_recipe(compile=compile)
-    with TrainingRun(tiny(), recipe, Images(6), tmp_path, resume=False):
+    with TrainingRun(tiny(), recipe, Images(4), Images(6), tmp_path, resume=False):
         said = capsys.readouterr().out
     assert said == compile * "compiling the training step: the first takes minutes on a CPU\n"
 

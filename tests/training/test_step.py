@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from fastslots.models.slate import SLATE
 from fastslots.training import find_checkpoint
 from fastslots.training.batches import BatchParts
+from fastslots.training.optimizers import COUNT
 from fastslots.training.processes import make_accelerator
 from fastslots.training.step import TrainingStep
 from tests.training.runs import rows, run
@@ -44,7 +45,9 @@ def test_gradients_are_clipped_by_their_largest_entry(
     step = make_step(clip=clip)
     largest: list[float] = []
     monkeypatch.setattr(
-        step.prepared, "step", lambda: largest.extend(float(g.abs().max()) for g in gradients(step))
+        step.optimizers,
+        "step",
+        lambda: largest.extend(float(g.abs().max()) for g in gradients(step)),
     )
     values = step(0, [images()], factor=1.0)
     norm = max(values[2:].tolist())
@@ -56,7 +59,7 @@ def test_norms_are_those_of_the_two_groups_before_clipping(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     step = make_step(clip=float("inf"))
-    monkeypatch.setattr(step.prepared, "step", lambda: None)
+    monkeypatch.setattr(step.optimizers, "step", lambda: None)
     values = step(0, [images()], factor=1.0)
     model = step.trainable.model
     dvae = {id(p) for p in model.dvae.parameters()}
@@ -70,7 +73,8 @@ def test_learning_rates_follow_warmup_and_plateau() -> None:
     step = make_step(warmup_steps=10, lr_main=1.0, lr_dvae=2.0)
     step(4, [images()], factor=0.25)
     assert step.rates == pytest.approx({"dvae": 0.5, "main": 0.125})
-    assert [group["lr"] for group in step.optimizer.param_groups] == list(step.rates.values())
+    (adam,) = step.optimizers.all
+    assert [group["lr"] for group in adam.param_groups] == list(step.rates.values())
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(
@@ -79,7 +83,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     found = []
     for accumulation in (1, 4):
         step = make_step(accumulation=accumulation, precision="float64")
-        monkeypatch.setattr(step.prepared, "step", lambda: None)
+        monkeypatch.setattr(step.optimizers, "step", lambda: None)
         values = step(3, list(images(dtype=torch.float64).chunk(accumulation)), factor=1.0)
         found.append((values, gradients(step)))
     (values, whole), (parts_values, parts) = found
@@ -102,7 +106,7 @@ def test_bf16_keeps_weights_and_optimiser_in_float32() -> None:
     assert torch.equal(before, after) is False
     torch.testing.assert_close(after, before, rtol=0.05, atol=0.05)
     tensors = [*mixed.trainable.model.parameters(), *gradients(mixed)]
-    tensors += [state["exp_avg"] for state in mixed.optimizer.state.values()]
+    tensors += [state[key] for _, key, state in mixed.optimizers.entries() if key != COUNT]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
     assert set(mixed.trainable.state_dict()) == set(full.trainable.state_dict())
 

@@ -8,25 +8,20 @@ from torch import Tensor
 
 from fastslots.initialization import linear
 from fastslots.models import state_dicts
+from fastslots.models.checks import check_image, check_not_empty, check_slots, noise_of
 from fastslots.models.precision import wide_dtype
 from fastslots.models.pretrained import PretrainedModel
 from fastslots.models.slate import official
-from fastslots.models.slate.checks import (
-    check_ids,
-    check_image,
-    check_keys,
-    check_not_empty,
-    check_slots,
-)
+from fastslots.models.slate.checks import check_ids
 from fastslots.models.slate.config import SLATEConfig
 from fastslots.models.slate.cross_entropy import token_cross_entropy
 from fastslots.models.slate.decoder import PositionalEncoding, TokenDictionary, TransformerDecoder
 from fastslots.models.slate.dvae import DVAE
 from fastslots.models.slate.generation import TokenPredictor, generate_tokens
 from fastslots.models.slate.outputs import SLATELook, SLATEOutput
-from fastslots.models.slate.slot_encoder import SlotEncoder
 from fastslots.models.slate.token_sampling import likeliest_tokens, sample_tokens
-from fastslots.noise import Noise, fresh_keys
+from fastslots.models.slot_encoder import SlotEncoder
+from fastslots.noise import Noise
 from fastslots_kernels.checks import check_choice, check_number
 
 LEAST_TAU = 1e-30
@@ -63,7 +58,7 @@ class SLATE(PretrainedModel):
         d_model = config.d_model
         self.dvae = DVAE(config.vocab_size, config.image_channels)
         self.positional_encoder = PositionalEncoding(1 + config.num_tokens, d_model, config.dropout)
-        self.slot_attn = SlotEncoder(config)
+        self.slot_attn = SlotEncoder(config, d_model)
         self.dictionary = TokenDictionary(config.vocab_size, d_model)
         self.slot_proj = linear(config.slot_size, d_model, bias=False)
         self.tf_dec = TransformerDecoder(
@@ -104,7 +99,7 @@ class SLATE(PretrainedModel):
         check_not_empty("image", image)
         if not isinstance(tau, Tensor):
             tau = check_number("tau", tau, least=LEAST_TAU)
-        noise = self._noise(keys, image.shape[0])
+        noise = noise_of(keys, image.shape[0], self.device)
         tokens = sample_tokens(
             self.dvae.features(image),
             self.dvae.token_weights(),
@@ -155,7 +150,7 @@ class SLATE(PretrainedModel):
         check_ids(ids, self.config, self.device)
         if slots is not None:
             check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
-        noise = self._noise(keys, ids.shape[0])
+        noise = noise_of(keys, ids.shape[0], self.device)
         final_slots, attn = self.slot_attn(self._embed(ids, noise)[:, 1:], slots, noise)
         return final_slots, attn
 
@@ -186,7 +181,7 @@ class SLATE(PretrainedModel):
         check_not_empty("ids", ids)
         check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
         check_choice("reduction", reduction, ("mean", "none"))
-        noise = self._noise(keys, ids.shape[0]) if self.training else None
+        noise = noise_of(keys, ids.shape[0], self.device) if self.training else None
         features = self._features(self._embed(ids, noise)[:, :-1], slots, noise)
         if reduction == "mean":
             return self._cross_entropy(features, ids) / ids.shape[0]
@@ -237,7 +232,7 @@ class SLATE(PretrainedModel):
         if slots is not None:
             check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
         embeddings = self.positional_encoder(self.dictionary(ids))
-        noise = self._noise(keys, ids.shape[0])
+        noise = noise_of(keys, ids.shape[0], self.device)
         final_slots, _ = self.slot_attn(embeddings[:, 1:], slots, noise)
         return self.dvae.decode_ids(self.generate(final_slots)).clamp(0, 1)
 
@@ -269,14 +264,7 @@ class SLATE(PretrainedModel):
         Returns:
             One number per image, ``[B]``; without dropout in eval mode.
         """
-        attention = self.slot_attn.slot_attention
-        # Implicit slot attention takes one step after the iterations it counts.
-        iterations = 1 if attention.gradient == "unrolled" else 0
-        inputs = self.slot_attn.inputs(self._embed(ids, None)[:, 1:])
-        after, _ = attention(inputs, slots, iterations, return_attn=False)
-        change = torch.linalg.vector_norm((after - slots).flatten(1), dim=1)
-        residual: Tensor = change / torch.linalg.vector_norm(after.flatten(1), dim=1)
-        return residual
+        return self.slot_attn.residual(self._embed(ids, None)[:, 1:], slots)
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Any], **config: Any) -> Self:
@@ -304,12 +292,6 @@ class SLATE(PretrainedModel):
         advice = official.HINT + official.ADVICE
         state_dicts.fill(model, entries, "the state dict", advice, official.NAMES)
         return model.eval()
-
-    def _noise(self, keys: Tensor | None, batch_size: int) -> Noise:
-        if keys is None:
-            return Noise(fresh_keys(batch_size, self.device))
-        check_keys(keys, batch_size, self.device)
-        return Noise(keys)
 
     def _embed(self, ids: Tensor, noise: Noise | None) -> Tensor:
         embeddings: Tensor = self.positional_encoder(

@@ -1,0 +1,94 @@
+"""How the slot autoencoder is trained: every number of the recipe, and its schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fastslots.models.recipe import Recipe
+
+# The share of the steps over which the entropy's weight rises: masks that were driven apart before slots
+# stand for anything would stay as they happen to be.
+ENTROPY_RISES = (0.2, 0.6)
+
+# A GPU gets Locatello et al.'s settings, the defaults. These are sized for one CPU core and two minutes.
+CPU_SETTINGS: dict[str, dict[str, Any]] = {
+    "model": {
+        "image_size": 64,
+        "backbone": "patches",
+        "num_slots": 5,
+        "num_iterations": 5,
+        "whiten": True,
+    },
+    "recipe": {
+        "steps": 2_000,
+        "batch_size": 32,
+        "clip": 1.0,
+        "lr_main": 1e-3,
+        "muon": 20.0,
+        "warmup_steps": 100,
+        "decay": "cosine",
+        "entropy": 0.03,
+        "validate_every": 1_000,
+        "validation_images": 128,
+        "log_every": 50,
+    },
+    "data": {"num_scenes": 4_000, "max_objects": 4, "mirror": False, "cache": "runs/scene-cache"},
+}
+
+
+@dataclass(frozen=True)
+class SlotAutoencoderRecipe(Recipe):
+    """Locatello et al.'s recipe, all of whose numbers may be changed; those of any model are `Recipe`'s.
+
+    Args:
+        lr_main: Peak learning rate.
+        warmup_steps: Steps of linear warm-up to it; 0 for none.
+        decay: ``"exponential"``; ``"cosine"``: half a cosine to 0 at the last step; or ``"none"``.
+        half_life: Steps after which the exponential decay has halved the rate.
+        entropy: Weight of the masks' entropy, in nats per pixel, in the loss; it rises from 0 between 20% and
+            60% of the steps. A little of it (0.03) leaves the whole background to one slot. 0: none.
+
+    Raises:
+        TypeError: If a number has the wrong type.
+        ValueError: If a number breaks its rule.
+
+    Source:
+        Locatello et al. 2020, appendix E, and the public code's ``train.py``; entropy: this package.
+    """
+
+    may_be_zero: ClassVar[tuple[str, ...]] = (*Recipe.may_be_zero, "warmup_steps", "entropy")
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Recipe.choices,
+        "decay": ("exponential", "cosine", "none"),
+    }
+    no_decay: ClassVar[tuple[str, Any]] = ("decay", "none")
+    norm: ClassVar[float] = 2.0
+
+    steps: int = 500_000
+    batch_size: int = 64
+    clip: float = math.inf
+    patience: int = 0
+    lr_main: float = 4e-4
+    warmup_steps: int = 10_000
+    decay: str = "exponential"
+    half_life: int = 100_000
+    entropy: float = 0.0
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Of everything: linear up to its peak, times the decay."""
+        warm = step >= self.warmup_steps
+        factor = 1.0 if warm else (step + 1) / self.warmup_steps
+        if self.decay == "cosine":
+            factor *= 0.5 * (1 + math.cos(math.pi * min(1, step / self.steps)))
+        elif self.decay == "exponential":
+            factor *= 0.5 ** (step / self.half_life)
+        return {"main": self.lr_main * factor}
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """The weight of the masks' entropy."""
+        first, last = ENTROPY_RISES
+        risen = (step / self.steps - first) / (last - first)
+        return {"entropy_weight": self.entropy * min(1.0, max(0.0, risen))}

@@ -1,0 +1,81 @@
+"""What changes the weights: Adam, and Muon for matrices where a recipe asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# What each keeps of a parameter.
+_STATE: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
+COUNT = "step"
+"""The one of these that is a count of steps, whose dtype is its own."""
+
+
+class Optimizers:
+    """The optimisers of a run, as one.
+
+    Args:
+        groups: The parameters that learn, by what shares a learning rate.
+        muon: How many times as large the rates of Muon are, which takes what has two dimensions; 0: Adam
+            takes all.
+    """
+
+    def __init__(self, groups: Mapping[str, list[nn.Parameter]], muon: float = 0.0) -> None:
+        self.muon = muon
+        matrices = {n: [p for p in group if muon and p.ndim == 2] for n, group in groups.items()}
+        others = {
+            n: [p for p in group if not (muon and p.ndim == 2)] for n, group in groups.items()
+        }
+        adam, of_muon = (
+            [{"params": group, "name": name} for name, group in part.items() if group]
+            for part in (others, matrices)
+        )
+        self.all: list[torch.optim.Optimizer] = []
+        if adam:
+            self.all.append(torch.optim.Adam(adam, fused=True))
+        if of_muon:
+            self.all.append(torch.optim.Muon(of_muon, weight_decay=0.0))
+        self._prepared = list(self.all)
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Steps as the accelerator does."""
+        self._prepared = [accelerator.prepare(optimizer) for optimizer in self.all]
+
+    def set_rates(self, rates: Mapping[str, float]) -> None:
+        """Sets the learning rate of every group."""
+        for optimizer in self.all:
+            times = self.muon if isinstance(optimizer, torch.optim.Muon) else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = rates[group["name"]] * times
+
+    def zero_grad(self) -> None:
+        """Forgets all gradients."""
+        for optimizer in self._prepared:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        """Changes the weights."""
+        for optimizer in self._prepared:
+            optimizer.step()
+
+    @property
+    def have_stepped(self) -> bool:
+        """Whether there is a state."""
+        return any(optimizer.state for optimizer in self.all)
+
+    def entries(self) -> Iterator[tuple[nn.Parameter, str, dict[str, Tensor]]]:
+        """All that is kept: of which parameter, by which key, in which state."""
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    for key in _STATE[type(optimizer)]:
+                        yield parameter, key, optimizer.state[parameter]
