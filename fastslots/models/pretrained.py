@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +15,9 @@ from fastslots.models import state_dicts
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+SHIPPED = Path(__file__).parents[1] / "pretrained"
+"""The models that come with the package, each in a folder of its name."""
+_KIND = "kind"
 
 
 class PretrainedModel(nn.Module):
@@ -24,6 +27,7 @@ class PretrainedModel(nn.Module):
         config: The settings, a `config_class`.
 
     Attributes:
+        kind: What ``config.json`` calls such a model.
         config_class: A frozen dataclass that checks itself.
         load_advice: What else to try with tensors that do not fit, ends the message.
 
@@ -31,6 +35,7 @@ class PretrainedModel(nn.Module):
         TypeError: If ``config`` is of another class.
     """
 
+    kind: ClassVar[str]
     config_class: ClassVar[type[Any]]
     load_advice: ClassVar[str] = ""
 
@@ -76,7 +81,7 @@ class PretrainedModel(nn.Module):
             for name, tensor in state.items()
         }
         weights: bytes = safetensors_torch.save(tensors, metadata={"format": "pt"})
-        settings = json.dumps(asdict(self.config), indent=2) + "\n"
+        settings = json.dumps({_KIND: self.kind, **asdict(self.config)}, indent=2) + "\n"
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_together(
@@ -87,8 +92,13 @@ class PretrainedModel(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls, folder: str | os.PathLike[str], **settings: Any) -> Self:
         """Reads what ``save_pretrained`` wrote, in eval mode, on PyTorch's default device: usually the CPU.
+
+        Args:
+            folder: The folder, or the name of a model that comes with the package (`SHIPPED`).
+            **settings: In place of the saved ones, such as ``num_iterations=7`` or ``backend="reference"``;
+                the weights must fit them.
 
         The model has the saved dtype. Were there several, it has the one that holds all values exactly, with
         a warning. Names may have prefixes of ``torch.compile``, DDP or a model around it.
@@ -96,29 +106,24 @@ class PretrainedModel(nn.Module):
         Raises:
             FileNotFoundError: If the folder or one of its two files is missing.
             NotADirectoryError: If it is a file.
-            ValueError: If a file is corrupt, a setting missing, unknown or against its rule, a tensor
-                missing, misshaped or of a dtype that no model runs in, or the default device is the meta
-                device.
+            ValueError: If a file is corrupt or of another kind of model, a setting missing, unknown or
+                against its rule, a tensor missing, misshaped or of a dtype that no model runs in, or the
+                default device is the meta device.
             ImportError: If safetensors is not installed.
         """
         safetensors = require("safetensors", "train")
         safetensors_torch = require("safetensors.torch", "train")
-        folder = Path(folder)
-        if folder.is_file():
-            raise NotADirectoryError(
-                f"folder must be what save_pretrained wrote; got the file {str(folder)!r}: pass its folder"
+        folder = find_model(folder)
+        kind, saved = _read_settings(folder / CONFIG_FILE)
+        if kind not in (None, cls.kind):  # earlier versions saved none
+            raise ValueError(
+                f"folder {str(folder)!r} holds a model of kind {kind!r}; got it read as {cls.kind!r}: "
+                f"read it with {kind}.from_pretrained"
             )
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {str(folder)!r} to read a model from")
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"folder {str(folder)!r} holds no {name}{_models_in(folder)}"
-                )
-        config, weights = (
-            _read_config(folder / CONFIG_FILE, cls.config_class),
-            folder / WEIGHTS_FILE,
-        )
+        config = _make_config(folder / CONFIG_FILE, cls.config_class, saved)
+        if settings:
+            config = _changed(config, settings)
+        weights = folder / WEIGHTS_FILE
         try:
             tensors: dict[str, Tensor] = safetensors_torch.load_file(weights)
         except safetensors.SafetensorError as error:
@@ -128,6 +133,46 @@ class PretrainedModel(nn.Module):
         advice = f": {CONFIG_FILE} and {WEIGHTS_FILE} must be of one model, as save_pretrained writes them"
         state_dicts.fill(model, entries, str(weights), advice + cls.load_advice)
         return model.eval()
+
+
+def find_model(folder: str | os.PathLike[str]) -> Path:
+    """The folder of a saved model, or of one that comes with the package, by its name.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its two files is missing.
+        NotADirectoryError: If it is a file.
+    """
+    name, folder = os.fspath(folder), Path(folder)
+    if name in shipped_models() and not (folder / CONFIG_FILE).is_file():
+        return SHIPPED / name
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"folder must be what save_pretrained wrote; got the file {str(folder)!r}: pass its folder"
+        )
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no folder {str(folder)!r} to read a model from; the package brings "
+            f"{', '.join(map(repr, shipped_models())) or 'none'}"
+        )
+    for file in (WEIGHTS_FILE, CONFIG_FILE):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"folder {str(folder)!r} holds no {file}{_models_in(folder)}")
+    return folder
+
+
+def shipped_models() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{WEIGHTS_FILE}"))
+
+
+def kind_of(folder: Path) -> str | None:
+    """What kind of model a folder holds, as its ``config.json`` says; None if an earlier version wrote that.
+
+    Raises:
+        ValueError: If the file is damaged.
+        OSError: If it cannot be read.
+    """
+    return _read_settings(folder / CONFIG_FILE)[0]
 
 
 def _models_in(folder: Path) -> str:
@@ -141,13 +186,18 @@ def _models_in(folder: Path) -> str:
     return f", but {len(models)} of its folders do: pass one, such as {str(models[-1])!r}"
 
 
-def _read_config(path: Path, config_class: type[Any]) -> Any:
+def _read_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """The kind of a model, and its settings."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of the encoding or of the JSON
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(settings).__name__}")
+    return settings.pop(_KIND, None), settings
+
+
+def _make_config(path: Path, config_class: type[Any], settings: dict[str, Any]) -> Any:
     known = {field.name for field in fields(config_class)}
     if settings.keys() != known:
         raise ValueError(
@@ -158,3 +208,13 @@ def _read_config(path: Path, config_class: type[Any]) -> Any:
         return config_class(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _changed(config: Any, settings: dict[str, Any]) -> Any:
+    unknown = [name for name in settings if name not in asdict(config)]
+    if unknown:
+        raise ValueError(
+            f"settings must be of {type(config).__name__}; got {', '.join(unknown)}, which is none of "
+            f"{', '.join(asdict(config))}"
+        )
+    return replace(config, **settings)

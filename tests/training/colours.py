@@ -31,6 +31,7 @@ class ColourConfig:
 
 
 class ColourModel(PretrainedModel):
+    kind = "ColourModel"
     config_class = ColourConfig
 
     def __init__(self, config: ColourConfig) -> None:

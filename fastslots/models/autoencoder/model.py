@@ -54,6 +54,7 @@ class SlotAutoencoder(PretrainedModel):
     """
 
     config: SlotAutoencoderConfig
+    kind = "SlotAutoencoder"
     config_class = SlotAutoencoderConfig
 
     def __init__(self, config: SlotAutoencoderConfig) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fastslots.models.precision import fast_precision
 from fastslots.models.recipe import Recipe
 
 # The share of the steps over which the entropy's weight rises: masks that were driven apart before slots
@@ -34,6 +35,7 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
         "validate_every": 1_000,
         "validation_images": 128,
         "log_every": 50,
+        "precision": fast_precision(),
     },
     "data": {"num_scenes": 4_000, "max_objects": 4, "mirror": False, "cache": "runs/scene-cache"},
 }

@@ -50,6 +50,7 @@ class SLATE(PretrainedModel):
     """
 
     config: SLATEConfig
+    kind = "SLATE"
     config_class = SLATEConfig
     load_advice = "; weights of the public SLATE code load with SLATE.from_official"
 
