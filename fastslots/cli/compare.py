@@ -18,6 +18,7 @@ from fastslots.comparison import compare as run_comparison
 from fastslots.comparison.report import LEGEND, comparison_table, markdown
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
+from fastslots.models.slate import SLATERecipe
 
 # For a dry run: what takes seconds on a CPU.
 TINY: dict[str, Any] = {
@@ -67,7 +68,7 @@ def compare(
     and for each model a picture and its weights.
     """
     numbers = flags["settings"]
-    numbers |= switched({"--no-clip": no_clip}, numbers)
+    numbers |= switched({"--no-clip": no_clip}, numbers, SLATERecipe)
     settings = replace(Settings(**TINY) if tiny else Settings(), **numbers)
     where = choose_device(device)
     check_writable(output)

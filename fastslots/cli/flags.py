@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import Field, fields
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Optional, get_type_hints
 
 import typer
 
 Command = Callable[..., Any]
+Kinds = Mapping[str, type]
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """A field of some dataclasses, as a flag.
+
+    Attributes:
+        group: That it is of.
+        name: Of the field.
+        kind: Its type.
+        help: What it is and what its default is.
+    """
+
+    group: str
+    name: str
+    kind: Any
+    help: str
 
 
 def with_flags(
-    groups: Mapping[str, type],
+    groups: Mapping[str, type | Kinds],
     *,
-    on_cpu: Mapping[str, Mapping[str, Any]] | None = None,
+    on_cpu: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     without: Collection[str] = (),
     default: str | None = None,
     plain: bool = False,
@@ -27,8 +45,9 @@ def with_flags(
     the group; the help shows them where ``flags`` stands among its parameters.
 
     Args:
-        groups: Dataclasses by group name. No field name may occur twice.
-        on_cpu: The defaults that differ on a CPU, by group and field, for the help.
+        groups: Dataclasses by group name; or several of a group, by the kind that the command will choose: a
+            field that several of them have is one flag. No field name may occur in two groups.
+        on_cpu: The defaults that differ on a CPU, by kind, group and field, for the help.
         without: Fields that get no flag.
         default: What the help calls the default of every flag. Default: the field's.
         plain: Whether the help says nothing of defaults, and gives groups no panel of their own.
@@ -39,43 +58,29 @@ def with_flags(
         hints = get_type_hints(command, include_extras=True)
         own = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
         place = list(signature.parameters).index("flags")
-        parameters: list[inspect.Parameter] = []
-        owner: dict[str, str] = {}
-        for group, cls in groups.items():
-            types, help_texts = get_type_hints(cls), argument_help(cls)
-            for field in _in_reading_order(cls):
-                if field.name in without:
-                    continue
-                owner[field.name] = group
-                word = field.name.replace("_", "-")
-                flag = f"--{word}/--no-{word}" if types[field.name] is bool else f"--{word}"
-                usual = f"default: {default or field.default}"
-                if on_cpu is not None and field.name in on_cpu[group]:
-                    usual += f"; on a CPU: {on_cpu[group][field.name]}"
-                option = typer.Option(
-                    flag,
-                    help=help_texts[field.name] + f" ({usual})" * (not plain),
-                    rich_help_panel=None if plain else group.capitalize(),
-                    show_default=False,
-                )
-                parameters.append(
-                    inspect.Parameter(
-                        field.name,
-                        inspect.Parameter.KEYWORD_ONLY,
-                        default=None,
-                        # typer reads Optional[...], built at run time: no `X | None` syntax here.
-                        annotation=Annotated[Optional[types[field.name]], option],  # noqa: UP045
-                    )
-                )
-
-        parameters = [*own[:place], *parameters, *own[place + 1 :]]
+        found = [
+            flag
+            for group, classes in groups.items()
+            for flag in _flags_of(
+                group,
+                classes if isinstance(classes, Mapping) else {"": classes},
+                on_cpu or {},
+                None if plain else default or "",
+            )
+            if flag.name not in without
+        ]
+        parameters = [
+            *own[:place],
+            *(_parameter(flag, plain=plain) for flag in found),
+            *own[place + 1 :],
+        ]
 
         def run(**arguments: Any) -> Any:
             flags: dict[str, dict[str, Any]] = {group: {} for group in groups}
-            for name, group in owner.items():
-                value = arguments.pop(name)
+            for flag in found:
+                value = arguments.pop(flag.name)
                 if value is not None:
-                    flags[group][name] = value
+                    flags[flag.group][flag.name] = value
             return command(**arguments, flags=flags)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -86,15 +91,80 @@ def with_flags(
     return decorate
 
 
+def _parameter(flag: _Flag, *, plain: bool) -> inspect.Parameter:
+    word = flag.name.replace("_", "-")
+    option = typer.Option(
+        f"--{word}/--no-{word}" if flag.kind is bool else f"--{word}",
+        help=flag.help,
+        rich_help_panel=None if plain else flag.group.capitalize(),
+        show_default=False,
+    )
+    return inspect.Parameter(
+        flag.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        # typer reads Optional[...], built at run time: no `X | None` syntax here.
+        annotation=Annotated[Optional[flag.kind], option],  # noqa: UP045
+    )
+
+
+def _flags_of(
+    group: str,
+    kinds: Kinds,
+    on_cpu: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    default: str | None,
+) -> Iterator[_Flag]:
+    """The flags of a group, those of the first class in front.
+
+    Args:
+        group: Its name.
+        kinds: Its classes.
+        on_cpu: As of `with_flags`.
+        default: What all defaults are called, "" for what they are, None if nothing is said of them.
+    """
+    names = dict.fromkeys(field.name for cls in kinds.values() for field in _in_reading_order(cls))
+    texts = {kind: argument_help(cls) for kind, cls in kinds.items()}
+    types = {kind: get_type_hints(cls) for kind, cls in kinds.items()}
+    for name in names:
+        having = [kind for kind, cls in kinds.items() if name in _names(cls)]
+        usual = {}
+        for kind in having:
+            field = next(field for field in fields(kinds[kind]) if field.name == name)
+            usual[kind] = str(default or field.default)
+            cpu = on_cpu.get(kind, {}).get(group, {})
+            if name in cpu and not default:
+                usual[kind] += f", on a CPU {cpu[name]}"
+        said = _said({kind: texts[kind][name] + " " for kind in having}, kinds, "{}: {}")
+        if default is not None:
+            said += f"(default: {_said(usual, kinds, '{} {}', '; ')})"
+        yield _Flag(group, name, types[having[0]][name], said.strip())
+
+
+def _said(texts: Mapping[str, str], kinds: Kinds, form: str, between: str = "") -> str:
+    """A text, or those of several kinds, each once and in the form with the kinds that it is of."""
+    of: dict[str, list[str]] = {}
+    for kind, text in texts.items():
+        of.setdefault(text, []).append(kind)
+    return between.join(
+        text if len(those) == len(kinds) else form.format(" and ".join(those), text)
+        for text, those in of.items()
+    )
+
+
+def _names(cls: type) -> set[str]:
+    return {field.name for field in fields(cls)}
+
+
 def _in_reading_order(cls: type) -> list[Field[Any]]:
     """The fields of a dataclass; those that it adds to another one stand where that one says."""
     found = list(fields(cls))
-    added = [field for field in found if field.name in inspect.get_annotations(cls)]
-    if len(added) == len(found):
+    bases = [base for base in cls.__mro__[1:] if is_dataclass(base)]
+    if not bases:
         return found
-    rest = [field for field in found if field not in added]
+    known = set().union(*map(_names, bases))
+    rest = [field for field in found if field.name in known]
     place = 1 + [field.name for field in rest].index(cls.added_after)  # type: ignore[attr-defined]
-    return [*rest[:place], *added, *rest[place:]]
+    return [*rest[:place], *(f for f in found if f.name not in known), *rest[place:]]
 
 
 def listed(values: Iterable[object], last: str = "or") -> str:

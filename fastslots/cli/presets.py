@@ -9,21 +9,16 @@ from typing import Any
 import torch
 import typer
 
-from fastslots.models.slate.recipe import CPU_SETTINGS
+from fastslots.models.recipe import Recipe
+from fastslots.models.registry import MODELS
 from fastslots_kernels.checks import check_choice
 
-# What each switch sets, and its value.
-SWITCHES: dict[str, tuple[str, float]] = {
-    "--no-clip": ("clip", math.inf),
-    "--no-warmup": ("warmup_steps", 0),
-    "--no-decay": ("patience", 0),
-}
 
-
-def preset(settings: str, device: torch.device) -> dict[str, dict[str, Any]]:
+def preset(model: str, settings: str, device: torch.device) -> dict[str, dict[str, Any]]:
     """What differs from the defaults, by group.
 
     Args:
+        model: One of `MODELS`.
         settings: ``"cpu"``, ``"gpu"`` or ``"auto"``, by the device.
         device: That is trained on.
 
@@ -32,28 +27,36 @@ def preset(settings: str, device: torch.device) -> dict[str, dict[str, Any]]:
     """
     check_choice("settings", settings, ("auto", "cpu", "gpu"))
     if settings == "cpu" or (settings == "auto" and device.type == "cpu"):
-        return CPU_SETTINGS
+        return {group: dict(numbers) for group, numbers in MODELS[model].cpu_settings.items()}
     return {"model": {}, "recipe": {}, "data": {}}
 
 
 def switch(flag: str, text: str) -> Any:
-    """A flag that is one of `SWITCHES`."""
+    """A flag that stands for a number; see `switched`."""
     return typer.Option(flag, help=text, rich_help_panel="Recipe")
 
 
-def switched(switches: Mapping[str, bool], given: Mapping[str, Any]) -> dict[str, float]:
+def switched(
+    switches: Mapping[str, bool], given: Mapping[str, Any], recipe: type[Recipe]
+) -> dict[str, Any]:
     """The numbers that switches stand for.
 
     Args:
         switches: Those of a command, and whether each was given.
         given: The numbers that were given by themselves.
+        recipe: That has them.
 
     Raises:
         ValueError: If a number was given in both ways.
     """
+    meanings = {
+        "--no-clip": ("clip", math.inf),
+        "--no-warmup": ("warmup_steps", 0),
+        "--no-decay": recipe.no_decay,
+    }
     numbers = {}
     for flag, is_given in switches.items():
-        name, value = SWITCHES[flag]
+        name, value = meanings[flag]
         if is_given:
             if name in given:
                 own = f"--{name.replace('_', '-')}"

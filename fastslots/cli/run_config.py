@@ -7,18 +7,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fastslots.cli.flags import listed
 from fastslots.data.source import DataSource
-from fastslots.models.slate import SLATEConfig, SLATERecipe
+from fastslots.models.registry import MODELS
 from fastslots.training.checkpoints import is_model, last_step, step_name
 from fastslots.training.loop import resume_command
 
-_GROUPS: dict[str, type] = {"model": SLATEConfig, "recipe": SLATERecipe, "data": DataSource}
+_FIRST = next(iter(MODELS))
 
 
-def read_config(run: Path) -> dict[str, dict[str, Any]]:
-    """The settings of a run, by group.
+def read_config(run: Path) -> dict[str, Any]:
+    """The settings of a run: ``"model"``, ``"recipe"`` and ``"data"``, and the ``"kind"`` of its model.
 
-    None may be missing: the default is hardly what the run began with.
+    None may be missing: the default is hardly what the run began with. But a run without a kind is of the
+    only model that there was once, and numbers that recipes have got since are what they stood for then.
 
     Raises:
         FileNotFoundError: If the folder holds no run, with the run if it is a part of one.
@@ -31,8 +33,17 @@ def read_config(run: Path) -> dict[str, dict[str, Any]]:
         config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_named_once)
     except ValueError as error:  # of the encoding, the JSON or its names
         raise ValueError(f"{path} is damaged: {error}") from error
-    _check_names(str(path), config, dict.fromkeys(_GROUPS, "an object"))
-    for group, cls in _GROUPS.items():
+    if isinstance(config, dict):
+        config = _completed(config)
+    groups = ("model", "recipe", "data")
+    _check_names(str(path), config, {"kind": repr(_FIRST), **dict.fromkeys(groups, "an object")})
+    if config["kind"] not in MODELS:
+        raise ValueError(
+            f"{path}: kind must be {listed(map(repr, MODELS))}; got {config['kind']!r}"
+        )
+    kind = MODELS[config["kind"]]
+    classes: tuple[type[Any], ...] = (kind.config, kind.recipe, DataSource)
+    for group, cls in zip(groups, classes, strict=True):
         usual = {field.name: json.dumps(field.default) for field in fields(cls)}
         _check_names(f"{path}, {group}", config[group], usual)
         try:
@@ -53,6 +64,14 @@ def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
         none = paths["cache"].lower() in ("", "none")
         paths["cache"] = None if none else str(Path(paths["cache"]).absolute())
     return paths
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version wrote, as this one would have."""
+    recipe = config.get("recipe")
+    if isinstance(recipe, dict):
+        config = {**config, "recipe": {"muon": 0.0, **recipe}}
+    return {"kind": _FIRST, **config}
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 
-from fastslots.cli.flags import with_flags
+from fastslots.cli.flags import listed, with_flags
 from fastslots.cli.options import Device
 from fastslots.cli.paths import check_apart, utf8_path
 from fastslots.cli.presets import preset, switch, switched
@@ -25,8 +25,9 @@ from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
-from fastslots.models.slate import SLATE, SLATEConfig, SLATERecipe, TrainableSLATE
-from fastslots.models.slate.recipe import CPU_SETTINGS
+from fastslots.models.recipe import Recipe
+from fastslots.models.registry import MODELS, ModelKind
+from fastslots.models.slot_config import SlotConfig
 from fastslots.noise import derive_seed
 from fastslots.training.batches import BatchParts
 from fastslots.training.loading import workers_for
@@ -40,6 +41,7 @@ from fastslots.training.processes import (
     on_main,
 )
 from fastslots.training.stopping import Terminated
+from fastslots_kernels.checks import check_choice
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -48,11 +50,22 @@ MAX_WORKERS = 256  # more would be a slip of the finger that stops a machine
 
 
 @with_flags(
-    {"model": SLATEConfig, "recipe": SLATERecipe, "data": DataSource},
-    on_cpu=CPU_SETTINGS,
+    {
+        "model": {name: kind.config for name, kind in MODELS.items()},
+        "recipe": {name: kind.recipe for name, kind in MODELS.items()},
+        "data": dict.fromkeys(MODELS, DataSource),
+    },
+    on_cpu={name: kind.cpu_settings for name, kind in MODELS.items()},
     without={"image_channels"},  # images are read and rendered as RGB
 )
 def train(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{listed(MODELS)}. Default: {next(iter(MODELS))}, or the resumed run's.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(parser=utf8_path, help="Run folder. Default: runs/train-DATE-TIME."),
@@ -86,7 +99,7 @@ def train(
     *,
     flags: dict[str, dict[str, Any]],
 ) -> None:
-    """Trains SLATE with implicit slot attention; writes losses, pictures and checkpoints.
+    """Trains a model with implicit slot attention; writes losses, pictures and checkpoints.
 
     The run folder holds config.json, metrics.jsonl, tensorboard/, samples/*.png and checkpoints/, and
     images.json, the names of a folder's files: a run does not go on with others.
@@ -94,18 +107,26 @@ def train(
     Several devices: torchrun --nproc-per-node N -m fastslots train, or accelerate launch -m fastslots train.
     """
     switches = {"--no-clip": no_clip, "--no-warmup": no_warmup, "--no-decay": no_decay}
-    flags["recipe"] |= switched(switches, flags["recipe"])
     processes = join_processes(choose_device(device))
     if resume is not None:
-        named = {"output": output is not None, "settings": settings != "auto"}
+        named = {
+            "model": model is not None,
+            "output": output is not None,
+            "settings": settings != "auto",
+        }
         _check_resumed([name for name, is_given in named.items() if is_given], flags)
         run, saved = resume, read_config(resume)
+        name = saved["kind"]
     else:
         now = from_main(processes, f"{datetime.now():%Y%m%d-%H%M%S}")
         run = output or Path("runs") / f"train-{now}"
-        saved = preset(settings, processes.device)
+        name = check_choice("model", next(iter(MODELS)) if model is None else model, tuple(MODELS))
+        saved = preset(name, settings, processes.device)
+    kind = MODELS[name]
+    _check_known(name, kind, flags)
+    flags["recipe"] |= switched(switches, flags["recipe"], kind.recipe)
     chosen = {group: saved[group] | flags[group] for group in flags}
-    config, recipe = SLATEConfig(**chosen["model"]), SLATERecipe(**chosen["recipe"])
+    config, recipe = kind.config(**chosen["model"]), kind.recipe(**chosen["recipe"])
     BatchParts(recipe.batch_size, recipe.accumulation, processes.num_processes)  # or it raises
     source = DataSource(**absolute_paths(chosen["data"]))
 
@@ -122,29 +143,43 @@ def train(
     if not processes.is_main_process:
         logging.getLogger("fastslots").setLevel(logging.ERROR)
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
-    model = SLATE(config).to(processes.device)
+    built = kind.model(config).to(processes.device)
     echo = typer.echo if processes.is_main_process else lambda *_, **__: None
     echo(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on "
+        f"{sum(p.numel() for p in built.parameters()) / 1e6:.2f} M parameters on "
         f"{processes.num_processes} x {processes.device.type}, {len(train_set)} images to train on, "
         f"{len(validation_set)} held out; run folder {run}"
     )
     parts: dict[str, Any] = {"model": config, "recipe": recipe, "data": source}
+    written = {part_name: dataclasses.asdict(part) for part_name, part in parts.items()}
     with _thread_errors_once(), _ended_by_signals(processes, run, echo):
         last = run_training(
-            TrainableSLATE(model),
+            kind.trainable(built),
             recipe,
             train_set,
             validation_set,
             run,
             resume=resume is not None,
             num_workers=workers,
-            settings={name: dataclasses.asdict(part) for name, part in parts.items()},
+            settings={"kind": name, **written},
             image_files=files,
         )
     _say_corrupt(processes, (train_set, validation_set), echo)
     echo(f"wrote {last} and the pictures in {run / 'samples'}")
     end_process(processes)
+
+
+def _check_known(name: str, kind: ModelKind, flags: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises if flags were given that are another model's."""
+    classes: dict[str, type[SlotConfig] | type[Recipe]]
+    classes = {"model": kind.config, "recipe": kind.recipe}
+    for group, cls in classes.items():
+        known = {field.name for field in dataclasses.fields(cls)}
+        foreign = [f"--{flag.replace('_', '-')}" for flag in flags[group] if flag not in known]
+        if foreign:
+            raise ValueError(
+                f"the {group} of {name} has no {', '.join(foreign)}: leave it out, or choose another --model"
+            )
 
 
 def _check_resumed(given: list[str], flags: Mapping[str, Mapping[str, Any]]) -> None:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from fastslots.cli.flags import argument_help
 from fastslots.data.source import DataSource
-from fastslots.models.slate import SLATE, SLATEConfig
+from fastslots.models.registry import MODELS
+from fastslots.models.slate import SLATE
 from tests.cli.conftest import Command
 from tests.cli.test_evaluate_command import SCENES, write_run
 from tests.training.runs import signal_at
@@ -351,12 +352,17 @@ def test_what_lies_in_a_run_is_not_taken_for_one(
 def test_every_flag_is_explained_in_the_help(fastslots: Command) -> None:
     result = fastslots("train", "--help")
     assert result.code == 0
-    helps = argument_help(SLATEConfig)
-    del helps["image_channels"]
-    for name, text in helps.items():
-        assert f"--{name.replace('_', '-')}" in result.out
-        assert text.split(";")[0][:30] in result.out
-    assert "(default: 4096; on a CPU: 64)" in result.out
+    for kind in MODELS.values():
+        helps = argument_help(kind.config) | argument_help(kind.recipe)
+        del helps["image_channels"]
+        for name, text in helps.items():
+            assert f"--{name.replace('_', '-')}" in result.out
+            assert text.split(";")[0][:30] in result.out
+    assert (
+        "slate: Tokens the dVAE chooses from, V. (default: slate 4096, on a CPU 64)" in result.out
+    )
+    assert "(default: slate 6; autoencoder 7, on a CPU 5)" in result.out
+    assert "Terms of the Neumann series. (default: 1)" in result.out
     for switch in ("--no-clip", "--no-warmup", "--no-decay", "--no-compile"):
         assert switch in result.out
     assert "torchrun --nproc-per-node" in result.out

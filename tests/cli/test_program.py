@@ -76,7 +76,7 @@ def test_an_interrupt_that_is_ignored_stays_so(
 @pytest.mark.parametrize(
     ("command", "where"),
     [
-        (["train", *SMALL], "fastslots.cli.train.SLATE"),
+        (["train", *SMALL], "fastslots.cli.train.run_training"),
         (["train", *SMALL], "fastslots.data.source.Scenes"),
         (["train", *SMALL], "fastslots.training.loop.TrainingRun"),
         (["evaluate", "run", "--device", "cpu"], "fastslots.cli.evaluate.measure"),
