@@ -1,0 +1,1 @@
+"""The demo: a slot autoencoder trained implicitly and, beside it, through its iterations."""

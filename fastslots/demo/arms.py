@@ -1,0 +1,57 @@
+"""What the demo trains: one model by two gradients, each with the numbers that suit it best."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ITERATIONS = 5
+"""Of the implicit arm, which takes a tracked step after them; unrolled, this is one more iteration."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the trainings.
+
+    Attributes:
+        name: What it is called, and its folder.
+        flags: Of ``fastslots train``.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+
+
+# Each arm's rates and clipping are the best of those tried for it; benchmarks/README.md lists them.
+ARMS = (
+    Arm("implicit", ("--num-iterations", str(ITERATIONS))),
+    Arm(
+        "unrolled",
+        (
+            *("--gradient", "unrolled", "--num-iterations", str(ITERATIONS + 1)),
+            *("--lr-main", "5e-4", "--clip", "0.1"),
+        ),
+    ),
+)
+# For a dry run: what takes seconds.
+TINY = {
+    "image-size": 16,
+    "width": 8,
+    "slot-size": 8,
+    "mlp-hidden-size": 8,
+    "num-scenes": 16,
+    "steps": 4,
+    "batch-size": 4,
+    "validate-every": 4,
+    "validation-images": 2,
+    "log-every": 2,
+}
+
+
+def train_command(arm: Arm, run: Path, seed: int, *, tiny: bool) -> list[str]:
+    """What trains an arm into a run folder."""
+    common = ["--model", "autoencoder", "--settings", "cpu", "--seed", str(seed)]
+    small = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
+    program = [sys.executable, "-m", "fastslots", "train", "--output", str(run)]
+    return [*program, *common, *(small if tiny else []), *arm.flags]

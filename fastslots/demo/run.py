@@ -1,0 +1,129 @@
+"""The demo from the first scene to the last picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastslots.benchmark.measure.memory import memory_use
+from fastslots.cli.run_config import read_config
+from fastslots.data.scenes import Scenes
+from fastslots.data.source import DataSource, Split
+from fastslots.demo.arms import ARMS, train_command
+from fastslots.demo.pictures import draw_beside, draw_objects
+from fastslots.demo.plot import plot_demo
+from fastslots.demo.processes import render, run_together
+from fastslots.demo.record import (
+    FILE,
+    METRICS,
+    ArmRow,
+    DemoResults,
+    finite_numbers,
+    read_log,
+)
+from fastslots.devices import choose_device
+from fastslots.environment import describe_environment
+from fastslots.evaluation import evaluate
+from fastslots.models.autoencoder import SlotAutoencoder
+from fastslots.models.autoencoder.recipe import CPU_SETTINGS
+from fastslots.training.checkpoints import find_checkpoint
+from fastslots.training.validation import validation_keys
+
+HELD_OUT = 320
+
+
+def run_demo(
+    folder: Path, seed: int, say: Callable[[str], None], *, tiny: bool = False
+) -> DemoResults:
+    """Renders scenes, trains both arms, and measures and draws what they learned.
+
+    `folder`, which is made anew, gets a run folder for each arm, ``demo.json``, ``objects.png``,
+    ``beside.png`` and ``curves.png``.
+
+    Args:
+        folder: For everything.
+        seed: Of weights, order of the images and noise.
+        say: Called with what is being done.
+        tiny: A dry run that takes seconds and learns nothing.
+
+    Raises:
+        RuntimeError: If a training fails.
+        OSError: If a file cannot be written.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    commands = {arm.name: train_command(arm, folder / arm.name, seed, tiny=tiny) for arm in ARMS}
+    started = time.perf_counter()
+    device = choose_device()
+    if not tiny and device.type == "cpu":  # a GPU renders them in the time of a step
+        say("rendering scenes")
+        data = CPU_SETTINGS["data"]
+        counts: dict[Split, int] = {
+            "train": data["num_scenes"],
+            "val": CPU_SETTINGS["recipe"]["validation_images"],
+            "test": HELD_OUT,
+        }
+        render(DataSource(**data), CPU_SETTINGS["model"]["image_size"], counts)
+    say(f"training both ({time.perf_counter() - started:.0f} s so far)")
+    run_together(commands, say)
+    say(f"measuring both on held-out scenes ({time.perf_counter() - started:.0f} s so far)")
+    logging.getLogger("fastslots").setLevel(logging.ERROR)  # the trainings have said what is frozen
+    models = {
+        name: SlotAutoencoder.from_pretrained(find_checkpoint(folder / name, "last")).to(device)
+        for name in commands
+    }
+    scenes = _held_out(folder / ARMS[0].name, models[ARMS[0].name].config.image_size, device)
+    rows = [_row(folder / name, model, scenes) for name, model in models.items()]
+    results = DemoResults(describe_environment(device), rows)
+    results.save(folder / FILE)
+    draw_objects(models[ARMS[0].name], scenes, folder / "objects.png")
+    draw_beside(models, scenes, folder / "beside.png")
+    plot_demo(results, folder / "curves.png")
+    return results
+
+
+def _held_out(run: Path, image_size: int, device: torch.device) -> Scenes:
+    """The test scenes of a run, at most `HELD_OUT`."""
+    source = DataSource(**read_config(run)["data"])
+    scenes = source.open("test", image_size, device)
+    assert isinstance(scenes, Scenes)
+    return scenes
+
+
+def _row(run: Path, model: SlotAutoencoder, scenes: Scenes) -> ArmRow:
+    found = evaluate(model, scenes, num_images=min(HELD_OUT, len(scenes)))
+    recipe = read_config(run)["recipe"]
+    curve, step_ms = read_log(run)
+    return ArmRow(
+        run.name,
+        dataclasses.asdict(model.config),
+        finite_numbers(recipe),
+        step_ms,
+        _kept_bytes(model, scenes, min(recipe["batch_size"], len(scenes))),
+        curve,
+        found.num_images,
+        {name: list(mean[:2]) for name in METRICS if (mean := found.means.get(name))},
+    )
+
+
+def _kept_bytes(model: SlotAutoencoder, scenes: Scenes, batch_size: int) -> int:
+    """What a step's forward keeps for its backward, in float32."""
+    image = torch.stack(scenes.__getitems__(list(range(batch_size)))).to(model.device)
+    keys = validation_keys(0, batch_size, 0).to(model.device)
+
+    def forward() -> tuple[Tensor, Tensor]:
+        return model.losses(image, keys)
+
+    def backward(losses: tuple[Tensor, Tensor]) -> None:
+        losses[0].backward()
+        model.zero_grad()
+
+    backward(forward())
+    return memory_use(forward, backward, model.device).kept_bytes
