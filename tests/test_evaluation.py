@@ -19,9 +19,11 @@ from torch import Tensor
 from fastslots.data.scenes import Scenes
 from fastslots.evaluation import Evaluation, draw_examples, evaluate
 from fastslots.metrics import adjusted_rand_index, mean_best_overlap
+from fastslots.models.registry import measurable_of, trainable_of
 from fastslots.models.slate import SLATE, SLATEConfig
 from fastslots.noise import sample_keys
-from fastslots.pictures import segmentation
+from fastslots.pictures import attended_slots, segmentation, tinted_objects, tinted_segments
+from tests.training.colours import ColourConfig, ColourModel
 
 SIZE = 16
 NUM_IMAGES = 7
@@ -126,7 +128,7 @@ def test_the_batch_size_does_not_matter(batch_size: int) -> None:
     assert actual.scores.keys() == expected.scores.keys()
     for name, values in expected.scores.items():
         torch.testing.assert_close(actual.scores[name], values, rtol=1e-9, atol=1e-12)
-    assert actual.unigram_entropy_nats_per_image == expected.unigram_entropy_nats_per_image
+    assert actual.overall == expected.overall
     assert actual.num_images == NUM_IMAGES
 
 
@@ -189,9 +191,9 @@ def test_unigram_entropy_is_that_of_the_tokens_of_all_images() -> None:
     assert len(shares) > 1
     expected = -sum(p * math.log(p) for p in shares) * len(ids) / NUM_IMAGES
     result = evaluate(model, images, batch_size=2)
-    assert result.unigram_entropy_nats_per_image == pytest.approx(expected, rel=1e-12)
-    unigram = result.means["unigram_entropy_nats_per_image"]
-    assert unigram == (result.unigram_entropy_nats_per_image, None, NUM_IMAGES)
+    assert result.overall == {"unigram_entropy_nats_per_image": pytest.approx(expected, rel=1e-12)}
+    unigram = result.overall["unigram_entropy_nats_per_image"]
+    assert result.means["unigram_entropy_nats_per_image"] == (unigram, None, NUM_IMAGES)
 
 
 def test_masks_are_compared_with_the_attention_of_the_slots() -> None:
@@ -266,10 +268,10 @@ def test_a_split_without_objects_says_so() -> None:
 
 
 def made_of(scores: list[float], name: str = "fg_ari") -> Evaluation:
-    values = {"slots_used_per_image": torch.ones(len(scores)).double()}
+    values = {"slots_squared_error_per_image": torch.ones(len(scores)).double()}
     values[name] = torch.tensor(scores, dtype=torch.float64)
     unmeasured = {} if name == "fg_ari" else {"fg_ari": "the images have no masks"}
-    return Evaluation(values, 0.0, 0, unmeasured)
+    return Evaluation(values, {}, 0, unmeasured, "slots_squared_error_per_image")
 
 
 def test_means_and_their_standard_errors() -> None:
@@ -328,6 +330,28 @@ def test_draws_a_row_for_each_example(cls: type[Images], tmp_path: Path) -> None
         assert torch.equal(panel, images.images[example.image].mul(255).round().byte())
 
 
+@pytest.mark.parametrize("cls", [Images, MaskedImages])
+def test_shows_the_image_both_reconstructions_the_segments_and_what_slots_attend_to(
+    cls: type[Images],
+) -> None:
+    model, images = make_model(torch.float32).eval(), cls()
+    image, masks = images.images, getattr(images, "masks", None)
+    keys, measurable = sample_keys(range(NUM_IMAGES), 0, "evaluation"), measurable_of(model)
+    columns, slots = measurable.panels(image, measurable.look(image, keys), masks)
+    attn = attention(model, images)
+    expected = {
+        "image": image,
+        "dVAE": model.dvae.decode_ids(model.tokenize(image)).clamp(0, 1),
+        "slots": model.reconstruct(image, keys=keys),
+        "segments": tinted_segments(image, segmentation(attn, SIZE)),
+    }
+    objects = {} if masks is None else {"objects": tinted_objects(image, masks)}
+    assert list(columns) == ["image", "dVAE", "slots", *objects, "segments"]
+    for name, column in (expected | objects).items():
+        assert torch.equal(columns[name], column), name
+    assert torch.equal(slots, attended_slots(image, attn))
+
+
 @pytest.mark.parametrize("num_images", [0, -1, NUM_IMAGES + 1])
 def test_rejects_a_number_of_images_that_is_not_there(num_images: int) -> None:
     message = f"^num_images must be from 1 to 7, all there are; got {num_images}$"
@@ -338,6 +362,14 @@ def test_rejects_a_number_of_images_that_is_not_there(num_images: int) -> None:
 def test_rejects_a_data_set_without_images() -> None:
     with pytest.raises(ValueError, match=r"^images must hold at least one image; got 0$"):
         evaluate(make_model(), Images(0))
+
+
+def test_rejects_a_model_of_no_known_kind() -> None:
+    model = ColourModel(ColourConfig())
+    message = r"^model must be a SLATE or SlotAutoencoder; got ColourModel$"
+    for call in (lambda: evaluate(model, Images()), lambda: trainable_of(model)):
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("cls", [Images, MaskedImages])

@@ -11,6 +11,7 @@ from fastslots.evaluation import evaluate
 from fastslots.evaluation.measuring import MASK_METRICS, mask_scores
 from fastslots.models.modes import eval_mode
 from fastslots.models.slate import SLATE, TrainableSLATE
+from fastslots.pictures import segmentation
 from fastslots.training.validation import draw as draw_images
 from fastslots.training.validation import validate, validation_keys
 
@@ -39,7 +40,8 @@ def look(model: SLATE, heldout: SceneMemory, tau: float, seed: int) -> dict[str,
         for part in parts:
             keys = validation_keys(first, len(part.images), seed).to(part.images.device)
             _, attn = model.encode(model.tokenize(part.images), keys=keys)
-            scores.append(torch.stack(list(mask_scores(attn, part.masks).values())))
+            segments = segmentation(attn, part.masks.shape[-1])
+            scores.append(torch.stack(list(mask_scores(segments, part.masks).values())))
             first += len(part.images)
     means = torch.cat(scores, 1).nanmean(1).tolist()
     return row | dict(zip(MASK_METRICS, means, strict=True))

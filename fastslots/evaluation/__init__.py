@@ -1,4 +1,4 @@
-"""Measuring a trained SLATE on a whole split of images."""
+"""Measuring a trained model on a whole split of images."""
 
 from fastslots.evaluation.measuring import draw_examples, evaluate
 from fastslots.evaluation.result import Evaluation, Example, Mean

@@ -43,34 +43,36 @@ class Evaluation:
     Attributes:
         scores: A value per image for every metric, ``[M]`` float64 on the CPU; NaN where an image has
             nothing to be measured. Squared errors are of values in [0, 1].
-        unigram_entropy_nats_per_image: What a code that knows only how often each token occurs would
-            need for the tokens of an image.
+        overall: What was measured of all images together, by metric, such as the unigram entropy of tokens.
         seed: Of the initial slots.
         unmeasured: Metrics without a mean, each with the reason.
+        error: The metric that orders images whose objects are not known; the lowest is the best.
     """
 
     scores: dict[str, Tensor]
-    unigram_entropy_nats_per_image: float
+    overall: dict[str, float]
     seed: int
     unmeasured: dict[str, str]
+    error: str
 
     @property
     def num_images(self) -> int:
         """M."""
-        return len(self.scores["slots_used_per_image"])
+        return len(self.scores[self.error])
 
     @property
     def means(self) -> dict[str, Mean | None]:
         """Every metric; None for those that could not be measured."""
-        unigram = Mean(self.unigram_entropy_nats_per_image, None, self.num_images)
-        means: dict[str, Mean | None] = {"unigram_entropy_nats_per_image": unigram}
+        means: dict[str, Mean | None] = {
+            name: Mean(value, None, self.num_images) for name, value in self.overall.items()
+        }
         means |= {name: _mean(values) for name, values in self.scores.items()}
         return means | dict.fromkeys(self.unmeasured)
 
     @property
     def ranked_by(self) -> str:
-        """The metric that orders the images: FG-ARI, or the error through the slots without masks."""
-        return "slots_squared_error_per_image" if "fg_ari" in self.unmeasured else "fg_ari"
+        """The metric that orders the images: FG-ARI, or an error without masks."""
+        return self.error if "fg_ari" in self.unmeasured else "fg_ari"
 
     @property
     def examples(self) -> list[Example]:

@@ -12,6 +12,19 @@ from fastslots_kernels.checks import check_tensor
 from fastslots_kernels.derivatives import transforms_active
 
 
+class NotFiniteError(ValueError):
+    """What a model goes on from is NaN for an image.
+
+    Args:
+        message: What to say.
+        number: Which image of the batch is the first of these.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def check_image(
     image: Tensor, config: SlotConfig, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -84,6 +97,16 @@ def check_device(name: str, value: Tensor, device: torch.device) -> None:
 def may_look(value: Tensor) -> bool:
     """Whether there are values to look at."""
     return not (torch.compiler.is_compiling() or value.is_meta or transforms_active())
+
+
+def check_num_slots(saved: SlotConfig, changed: SlotConfig) -> None:
+    """Raises if a model that was saved with one number of learned queries is to have another."""
+    learned = saved.slot_init == changed.slot_init == "learned"
+    if learned and changed.num_slots != saved.num_slots:
+        raise ValueError(
+            f"num_slots must be {saved.num_slots}, the number of learned queries; got {changed.num_slots}: "
+            "leave it out, or train a model with slot_init='gaussian', whose slots may be any number"
+        )
 
 
 def _check_dtype(name: str, value: Tensor, dtype: torch.dtype) -> None:

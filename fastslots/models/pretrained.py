@@ -122,7 +122,7 @@ class PretrainedModel(nn.Module):
             )
         config = _make_config(folder / CONFIG_FILE, cls.config_class, saved)
         if settings:
-            config = _changed(config, settings)
+            config = cls._changed(config, settings)
         weights = folder / WEIGHTS_FILE
         try:
             tensors: dict[str, Tensor] = safetensors_torch.load_file(weights)
@@ -133,6 +133,29 @@ class PretrainedModel(nn.Module):
         advice = f": {CONFIG_FILE} and {WEIGHTS_FILE} must be of one model, as save_pretrained writes them"
         state_dicts.fill(model, entries, str(weights), advice + cls.load_advice)
         return model.eval()
+
+    @classmethod
+    def check_change(cls, saved: Any, changed: Any) -> None:
+        """Called where settings are others than the saved ones: raises ValueError if no weights fit both.
+
+        Whatever shapes of tensors tell is found without it.
+
+        Args:
+            saved: The settings, a `config_class`.
+            changed: Those in their place.
+        """
+
+    @classmethod
+    def _changed(cls, config: Any, settings: dict[str, Any]) -> Any:
+        unknown = [name for name in settings if name not in asdict(config)]
+        if unknown:
+            raise ValueError(
+                f"settings must be of {type(config).__name__}; got {', '.join(unknown)}, which is none of "
+                f"{', '.join(asdict(config))}"
+            )
+        changed = replace(config, **settings)
+        cls.check_change(config, changed)
+        return changed
 
 
 def find_model(folder: str | os.PathLike[str]) -> Path:
@@ -208,13 +231,3 @@ def _make_config(path: Path, config_class: type[Any], settings: dict[str, Any]) 
         return config_class(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _changed(config: Any, settings: dict[str, Any]) -> Any:
-    unknown = [name for name in settings if name not in asdict(config)]
-    if unknown:
-        raise ValueError(
-            f"settings must be of {type(config).__name__}; got {', '.join(unknown)}, which is none of "
-            f"{', '.join(asdict(config))}"
-        )
-    return replace(config, **settings)

@@ -10,14 +10,22 @@ from typing import Any
 
 from fastslots.models import autoencoder, slate
 from fastslots.models.autoencoder import (
+    MeasurableSlotAutoencoder,
     SlotAutoencoder,
     SlotAutoencoderConfig,
     SlotAutoencoderRecipe,
     TrainableSlotAutoencoder,
 )
+from fastslots.models.measurable import Measurable
 from fastslots.models.pretrained import PretrainedModel, find_model, kind_of
 from fastslots.models.recipe import Recipe
-from fastslots.models.slate import SLATE, SLATEConfig, SLATERecipe, TrainableSLATE
+from fastslots.models.slate import (
+    SLATE,
+    MeasurableSLATE,
+    SLATEConfig,
+    SLATERecipe,
+    TrainableSLATE,
+)
 from fastslots.models.slot_config import SlotConfig
 from fastslots.models.trainable import Trainable
 
@@ -26,13 +34,14 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class ModelKind:
-    """A model and what it is trained by.
+    """A model, and what it is trained and measured by.
 
     Attributes:
         model: The model.
         config: Its settings.
         recipe: Its recipe.
-        trainable: Its glue.
+        trainable: Its glue for training.
+        measurable: Its glue for evaluation and pictures.
         cpu_settings: What differs from the defaults on a CPU, by group: model, recipe, data.
     """
 
@@ -40,19 +49,26 @@ class ModelKind:
     config: type[SlotConfig]
     recipe: type[Recipe]
     trainable: type[Trainable]
+    measurable: type[Measurable[Any]]
     cpu_settings: Settings
 
 
 MODELS: Mapping[str, ModelKind] = MappingProxyType(
     {
         "slate": ModelKind(
-            SLATE, SLATEConfig, SLATERecipe, TrainableSLATE, slate.recipe.CPU_SETTINGS
+            SLATE,
+            SLATEConfig,
+            SLATERecipe,
+            TrainableSLATE,
+            MeasurableSLATE,
+            slate.recipe.CPU_SETTINGS,
         ),
         "autoencoder": ModelKind(
             SlotAutoencoder,
             SlotAutoencoderConfig,
             SlotAutoencoderRecipe,
             TrainableSlotAutoencoder,
+            MeasurableSlotAutoencoder,
             autoencoder.recipe.CPU_SETTINGS,
         ),
     }
@@ -77,6 +93,26 @@ def load_model(folder: str | os.PathLike[str], **settings: Any) -> PretrainedMod
 
 
 def trainable_of(model: PretrainedModel) -> Trainable:
-    """The glue of a model."""
-    kind = next(known for known in MODELS.values() if isinstance(model, known.model))
-    return kind.trainable(model)
+    """The glue for training a model.
+
+    Raises:
+        TypeError: If the model is none of these.
+    """
+    return _known(model).trainable(model)
+
+
+def measurable_of(model: PretrainedModel) -> Measurable[Any]:
+    """The glue for measuring a model.
+
+    Raises:
+        TypeError: If the model is none of these.
+    """
+    return _known(model).measurable(model)
+
+
+def _known(model: PretrainedModel) -> ModelKind:
+    for known in MODELS.values():
+        if isinstance(model, known.model):
+            return known
+    kinds = " or ".join(known.model.__name__ for known in MODELS.values())
+    raise TypeError(f"model must be a {kinds}; got {type(model).__name__}")

@@ -91,7 +91,9 @@ def test_an_evaluation_is_shown_with_whole_names(
     scores = {name: torch.rand(100_000, dtype=torch.float64) - 0.5 for name in measured}
     scores["slots_used_per_image"] = -1.23456e-5 + 1e-8 * scores["slots_used_per_image"]
     missing = dict.fromkeys([] if masks else METRICS[4:], "the images have no masks")
-    _show(Evaluation(scores, 1.23456e7, 0, missing), "step 250000", "test")
+    overall = {"unigram_entropy_nats_per_image": 1.23456e7}
+    found = Evaluation(scores, overall, 0, missing, "slots_squared_error_per_image")
+    _show(found, "step 250000", "test")
     out = capsys.readouterr().out
     shown = [line.split()[0] for line in lines(out[: out.index("slots_used")], width)]
     assert shown[3:] == ["unigram_entropy_nats_per_image", *measured[:3]]

@@ -17,7 +17,13 @@ from fastslots.models.autoencoder.layers import (
 )
 from fastslots.models.autoencoder.outputs import SlotAutoencoderLook, SlotAutoencoderOutput
 from fastslots.models.autoencoder.whitening import Whitening
-from fastslots.models.checks import check_image, check_not_empty, check_slots, noise_of
+from fastslots.models.checks import (
+    check_image,
+    check_not_empty,
+    check_num_slots,
+    check_slots,
+    noise_of,
+)
 from fastslots.models.precision import wide_dtype
 from fastslots.models.pretrained import PretrainedModel
 from fastslots.models.slot_encoder import SlotEncoder
@@ -194,6 +200,11 @@ class SlotAutoencoder(PretrainedModel):
             One number per image, ``[B]``.
         """
         return self.slot_encoder.residual(self.encoder(self.whitening(image)), slots)
+
+    @classmethod
+    def check_change(cls, saved: SlotAutoencoderConfig, changed: SlotAutoencoderConfig) -> None:
+        """Learned queries are of one number; see `PretrainedModel.check_change`."""
+        check_num_slots(saved, changed)
 
     def _encode(
         self, colours: Tensor, slots: Tensor | None, keys: Tensor | None

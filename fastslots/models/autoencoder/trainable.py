@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastslots.data.images import ImageSet
 from fastslots.metrics import slots_used, squared_error
+from fastslots.models.autoencoder.measurable import MeasurableSlotAutoencoder
 from fastslots.models.autoencoder.model import SlotAutoencoder
 from fastslots.models.autoencoder.outputs import SlotAutoencoderOutput
 from fastslots.models.trainable import Trainable
@@ -73,9 +74,8 @@ class TrainableSlotAutoencoder(Trainable):
 
     def draw(self, image: Tensor, keys: Tensor, path: Path) -> None:
         """Image | reconstruction | masks | attention | one panel per slot."""
-        seen = self.model.look(image, keys)
-        recon = seen.recon.cpu()
-        save_panels(path, image.cpu(), recon, recon, seen.masks.flatten(2).transpose(1, 2).cpu())
+        measurable = MeasurableSlotAutoencoder(self.model)
+        save_panels(path, *measurable.panels(image, measurable.look(image, keys)))
 
     def _measured(self, image: Tensor, out: SlotAutoencoderOutput) -> Tensor:
         return torch.stack(

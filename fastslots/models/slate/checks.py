@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastslots.models.checks import check_device, may_look
+from fastslots.models.checks import NotFiniteError, check_device, may_look
 from fastslots.models.slate.config import SLATEConfig
 from fastslots_kernels.checks import check_tensor
 
@@ -24,17 +24,8 @@ def check_ids(ids: Tensor, config: SLATEConfig, device: torch.device) -> None:
             )
 
 
-class NoTokensError(ValueError):
-    """Logits of tokens are NaN.
-
-    Args:
-        message: What to say.
-        number: Which image of the batch has the first of them.
-    """
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.number = number
+class NoTokensError(NotFiniteError):
+    """Logits of tokens are NaN."""
 
 
 def check_no_nan(name: str, logits: Tensor) -> None:

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from fastslots.initialization import linear
 from fastslots.models import state_dicts
-from fastslots.models.checks import check_image, check_not_empty, check_slots, noise_of
+from fastslots.models.checks import (
+    check_image,
+    check_not_empty,
+    check_num_slots,
+    check_slots,
+    noise_of,
+)
 from fastslots.models.precision import wide_dtype
 from fastslots.models.pretrained import PretrainedModel
 from fastslots.models.slate import official
@@ -293,6 +299,11 @@ class SLATE(PretrainedModel):
         advice = official.HINT + official.ADVICE
         state_dicts.fill(model, entries, "the state dict", advice, official.NAMES)
         return model.eval()
+
+    @classmethod
+    def check_change(cls, saved: SLATEConfig, changed: SLATEConfig) -> None:
+        """Learned queries are of one number; see `PretrainedModel.check_change`."""
+        check_num_slots(saved, changed)
 
     def _embed(self, ids: Tensor, noise: Noise | None) -> Tensor:
         embeddings: Tensor = self.positional_encoder(

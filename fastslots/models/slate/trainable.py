@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastslots.metrics import slots_used
 from fastslots.models.slate.checks import NoTokensError
+from fastslots.models.slate.measurable import MeasurableSLATE
 from fastslots.models.slate.model import SLATE
 from fastslots.models.trainable import Trainable
 from fastslots.pictures import save_panels
@@ -89,9 +90,8 @@ class TrainableSLATE(Trainable):
 
     def draw(self, image: Tensor, keys: Tensor, path: Path) -> None:
         """Image | dVAE | through the slots | segments | one panel per slot."""
-        seen = self.model.look(image, keys)
-        recon = seen.recon.clamp(0, 1)
-        save_panels(path, image.cpu(), recon.cpu(), seen.through_slots.cpu(), seen.attn.cpu())
+        measurable = MeasurableSLATE(self.model)
+        save_panels(path, *measurable.panels(image, measurable.look(image, keys)))
 
     def _slot_sums(self, ids: Tensor, slots: Tensor, attn: Tensor) -> Tensor:
         residual = self.model.residual(ids, slots).double().sum()
