@@ -108,20 +108,7 @@ def train(
     """
     switches = {"--no-clip": no_clip, "--no-warmup": no_warmup, "--no-decay": no_decay}
     processes = join_processes(choose_device(device))
-    if resume is not None:
-        named = {
-            "model": model is not None,
-            "output": output is not None,
-            "settings": settings != "auto",
-        }
-        _check_resumed([name for name, is_given in named.items() if is_given], flags)
-        run, saved = resume, read_config(resume)
-        name = saved["kind"]
-    else:
-        now = from_main(processes, f"{datetime.now():%Y%m%d-%H%M%S}")
-        run = output or Path("runs") / f"train-{now}"
-        name = check_choice("model", next(iter(MODELS)) if model is None else model, tuple(MODELS))
-        saved = preset(name, settings, processes.device)
+    name, run, saved = _begun(processes, model, output, resume, settings, flags)
     kind = MODELS[name]
     _check_known(name, kind, flags)
     flags["recipe"] |= switched(switches, flags["recipe"], kind.recipe)
@@ -167,6 +154,38 @@ def train(
     _say_corrupt(processes, (train_set, validation_set), echo)
     echo(f"wrote {last} and the pictures in {run / 'samples'}")
     end_process(processes)
+
+
+def _begun(
+    processes: PartialState,
+    model: str | None,
+    output: Path | None,
+    resume: Path | None,
+    settings: str,
+    flags: Mapping[str, Mapping[str, Any]],
+) -> tuple[str, Path, dict[str, Any]]:
+    """The name of the model, the run folder, and the settings that flags override.
+
+    Raises:
+        ValueError: If there is no such model, or flags were given that a resumed run has decided.
+        OSError: If there is no such run.
+    """
+    if resume is not None:
+        named = {
+            "model": model is not None,
+            "output": output is not None,
+            "settings": settings != "auto",
+        }
+        _check_resumed([name for name, is_given in named.items() if is_given], flags)
+        saved = read_config(resume)
+        return saved["kind"], resume, saved
+    name = check_choice("model", next(iter(MODELS)) if model is None else model, tuple(MODELS))
+    now = from_main(processes, f"{datetime.now():%Y%m%d-%H%M%S}")
+    return (
+        name,
+        output or Path("runs") / f"train-{now}",
+        preset(name, settings, processes.device),
+    )
 
 
 def _check_known(name: str, kind: ModelKind, flags: Mapping[str, Mapping[str, Any]]) -> None:

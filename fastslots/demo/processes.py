@@ -52,7 +52,7 @@ def render(source: DataSource, image_size: int, counts: Mapping[Split, int]) -> 
 
 
 def _render(source: DataSource, split: Split, image_size: int, numbers: list[int]) -> None:
-    source.open(split, image_size, torch.device("cpu")).__getitems__(numbers)  # type: ignore[union-attr]
+    source.open(split, image_size, torch.device("cpu")).__getitems__(numbers)
 
 
 def run_together(commands: Mapping[str, list[str]], say: Callable[[str], None]) -> None:
@@ -76,6 +76,7 @@ def run_together(commands: Mapping[str, list[str]], say: Callable[[str], None]) 
     readers = [
         threading.Thread(target=_pass_on, args=(name, process.stdout, say))
         for name, process in running.items()
+        if process.stdout is not None
     ]
     for reader in readers:
         reader.start()
@@ -94,6 +95,7 @@ def run_together(commands: Mapping[str, list[str]], say: Callable[[str], None]) 
             reader.join()
 
 
-def _pass_on(name: str, lines: IO[str] | None, say: Callable[[str], None]) -> None:
-    for line in lines or ():
-        say(f"{name}: {line.rstrip()}")
+def _pass_on(name: str, lines: IO[str], say: Callable[[str], None]) -> None:
+    with lines:
+        for line in lines:
+            say(f"{name}: {line.rstrip()}")
