@@ -12,7 +12,8 @@ of iterations get a plot of all, which is drawn again. In the same way ``<!-- sl
 ``<!-- gpu:measured -->`` to ``<!-- /gpu -->`` get what `scripts/gpu_run report` wrote of every card, what
 `fastslots compare` wrote there included, and
 ``<!-- gpu:kernels -->``, in kernels/README.md, where the time of a training step goes.
-``<!-- headline:ratios -->`` to ``<!-- /headline -->`` get ratios of all of these.
+``<!-- headline:ratios -->`` to ``<!-- /headline -->`` get ratios of all of these, and
+``<!-- demo:NAME -->`` to ``<!-- /demo -->`` the table of a `scripts/demo` whose ``demo.json`` is NAME.json.
 ``--check`` writes nothing and fails if one of the files is not up to date.
 """
 
@@ -36,10 +37,11 @@ from fastslots.benchmark.tables import environment_line
 from fastslots.comparison.record import FILE as COMPARISON
 from fastslots.comparison.record import Comparison
 from fastslots.comparison.report import markdown as comparison_markdown
+from fastslots.demo.record import DemoResults, demo_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-KINDS = ("benchmark", "slate-steps", "gpu", "headline")
+KINDS = ("benchmark", "slate-steps", "gpu", "headline", "demo")
 FILES = ("README.md", "benchmarks/README.md", "kernels/README.md")
 BLOCK = re.compile(
     rf"(?P<start><!-- (?P<kind>{'|'.join(KINDS)}):(?P<name>[\w/-]+)"
@@ -99,6 +101,9 @@ def filled(readme: str, results: Path, *, draw: bool, link: str = "benchmarks/re
             parts = _gpu_parts(match["name"], place)
         elif match["kind"] == "headline":
             parts = [headline(results)]
+        elif match["kind"] == "demo":
+            found = DemoResults.load(path)
+            parts = [demo_markdown(found), environment_line(found.environment)]
         else:
             parts = _parts(path, place, counts or None)
         return match["start"] + "\n" + "\n\n".join(filter(None, parts)) + "\n\n" + match["end"]

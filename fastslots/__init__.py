@@ -1,10 +1,15 @@
-"""Slot attention as a fixed point: implicit gradients, projection-free steps, and SLATE around them."""
+"""Slot attention as a fixed point: implicit gradients, projection-free steps, and models around them."""
 
 import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastslots.models.autoencoder import (
+        SlotAutoencoder,
+        SlotAutoencoderConfig,
+        SlotAutoencoderOutput,
+    )
     from fastslots.models.slate import SLATE, SLATEConfig, SLATEOutput
     from fastslots.slot_attention import SlotAttention
     from fastslots.slot_init import SlotInit
@@ -16,6 +21,9 @@ __all__ = [
     "SLATEConfig",
     "SLATEOutput",
     "SlotAttention",
+    "SlotAutoencoder",
+    "SlotAutoencoderConfig",
+    "SlotAutoencoderOutput",
     "SlotInit",
     "__version__",
     "resolve_backend",
@@ -28,6 +36,9 @@ _HOMES = {
     "SLATEConfig": "fastslots.models.slate",
     "SLATEOutput": "fastslots.models.slate",
     "SlotAttention": "fastslots.slot_attention",
+    "SlotAutoencoder": "fastslots.models.autoencoder",
+    "SlotAutoencoderConfig": "fastslots.models.autoencoder",
+    "SlotAutoencoderOutput": "fastslots.models.autoencoder",
     "SlotInit": "fastslots.slot_init",
     "__version__": "fastslots.version",
     "resolve_backend": "fastslots_kernels",
