@@ -425,3 +425,21 @@ def test_the_image_that_breaks_a_model_is_named() -> None:
     images.images[5] = math.nan
     with pytest.raises(ValueError, match=r"^the model gives NaN for image 5: its weights are"):
         evaluate(model, images, batch_size=2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_slate_segments_by_its_attention_without_dropout(training: bool) -> None:
+    model, images = make_model(), Images()
+    image, keys = images.images.double(), sample_keys(range(NUM_IMAGES), 0, "evaluation")
+    expected = segmentation(attention(model, images), SIZE)
+    actual = model.train(training).segment(image, keys=keys)
+    assert actual.dtype == torch.int64
+    assert torch.equal(actual, expected.long())
+    slots = torch.randn(NUM_IMAGES, 5, 8, dtype=torch.float64)
+    with torch.no_grad():
+        attn = model.eval().encode(model.tokenize(image), slots)[1]
+    assert torch.equal(model.train(training).segment(image, slots), segmentation(attn, SIZE).long())
+    with pytest.raises(
+        ValueError, match=r"^slots must have shape \(7, K, 8\) with K at least 1; got"
+    ):
+        model.segment(image, slots[:2])

@@ -141,7 +141,8 @@ def test_segments_have_one_colour_for_each_slot_over_the_gray_image():
 
 
 def test_the_colour_of_a_slot_does_not_depend_on_the_number_of_slots():
-    few, many = (label_map(torch.zeros(2, 2), k).convert("RGB").getpixel((0, 0)) for k in (2, 11))
+    segments = torch.ones(2, 2, dtype=torch.uint8)
+    few, many = (label_map(segments, k).convert("RGB").getpixel((0, 0)) for k in (2, 11))
     assert few == many
 
 
@@ -400,6 +401,27 @@ def test_rejects_masks_of_the_wrong_shape(shape):
     message = r"^masks must be \[B, K, S, S\] with K from 1 to 256; got \["
     with pytest.raises(ValueError, match=message):
         mask_segmentation(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("segments", "num_slots", "message"),
+    [
+        (torch.zeros(2, 2), 3, r"segments must be integers \[S, S\]; got torch.float32 \[2, 2\]"),
+        (
+            torch.zeros(1, 2, 2).int(),
+            3,
+            r"segments must be integers .*; got torch.int32 \[1, 2, 2\]",
+        ),
+        (torch.tensor([[0, 3]]), 3, r"segments must lie in \[0, num_slots=3\); got 0 to 3"),
+        (torch.tensor([[-1, 2]]), 3, r"segments must lie in \[0, num_slots=3\); got -1 to 2"),
+        (torch.tensor([[0]]), 257, "num_slots must be from 1 to 256; got 257"),
+        (torch.tensor([[0]]), 0, "num_slots must be from 1 to 256; got 0"),
+    ],
+    ids=["dtype", "shape", "high", "low", "many", "none"],
+)
+def test_rejects_segments_that_no_label_map_holds(segments, num_slots, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        label_map(segments, num_slots)
 
 
 def test_rejects_masks_and_attention_that_hold_nan():

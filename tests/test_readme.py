@@ -144,4 +144,4 @@ def test_every_printed_command_has_its_flags(page: str) -> None:
 
 def test_commands_are_found_in_the_readme() -> None:
     names = {words[0] for words in printed_commands("README.md")}
-    assert names == {"benchmark", "train", "evaluate", "reconstruct", "compare"}
+    assert names == {"benchmark", "train", "evaluate", "reconstruct", "segment", "compare"}

@@ -10,6 +10,7 @@ from fastslots.cli.benchmark import app as benchmark
 from fastslots.cli.compare import compare
 from fastslots.cli.evaluate import evaluate
 from fastslots.cli.reconstruct import reconstruct
+from fastslots.cli.segment import segment
 from fastslots.cli.train import train
 from fastslots.version import __version__
 
@@ -38,7 +39,7 @@ def fastslots(
         typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version."),
     ] = False,
 ) -> None:
-    """Slot attention as a fixed point: train SLATE, look at its slots, measure."""
+    """Slot attention as a fixed point: train models, look at their slots, measure."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -46,6 +47,7 @@ def fastslots(
 app.command()(train)
 app.command()(evaluate)
 app.command()(reconstruct)
+app.command()(segment)
 app.command()(compare)
 app.add_typer(benchmark, name="benchmark")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from fastslots.cli.options import Device, Seed
 from fastslots.cli.paths import any_path, check_apart, utf8_path
 from fastslots.cli.run_config import absolute_paths, read_config
 from fastslots.cli.run_images import corrupt_line, files_to_evaluate
+from fastslots.cli.saved import HELP, find_saved, load_saved
 from fastslots.cli.tables import show_line
 from fastslots.data.folder import ImageFolder
 from fastslots.data.source import DataSource, Split
@@ -28,9 +28,9 @@ from fastslots.devices import choose_device
 from fastslots.environment import describe_environment
 from fastslots.evaluation import Evaluation, draw_examples
 from fastslots.evaluation import evaluate as measure
+from fastslots.evaluation.measuring import check_request
 from fastslots.files import check_writable, write_text
-from fastslots.models.slate import SLATE
-from fastslots.training.checkpoints import find_checkpoint
+from fastslots.models import pretrained
 from fastslots_kernels.checks import check_choice
 
 SCHEMA = 1
@@ -44,7 +44,7 @@ def evaluate(
         typer.Argument(
             parser=utf8_path,
             metavar="CHECKPOINT_OR_RUN",
-            help="A run folder (its best checkpoint), or a checkpoint's folder.",
+            help=HELP,
         ),
     ],
     split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
@@ -53,6 +53,13 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 32,
     seed: Seed = 0,
+    num_slots: Annotated[
+        int | None,
+        typer.Option(help="Slots, in place of the model's; learned ones are of one number."),
+    ] = None,
+    num_iterations: Annotated[
+        int | None, typer.Option(help="Slot attention steps, in place of the model's.")
+    ] = None,
     masks: Annotated[
         bool | None,
         typer.Option(
@@ -64,34 +71,36 @@ def evaluate(
         Path | None,
         typer.Option(
             parser=any_path,
-            help="Folder to write to. Default: RUN/evaluation-SPLIT, or beside a checkpoint "
-            "that is in no run.",
+            help="Folder to write to. Default: RUN/evaluation-SPLIT, beside a checkpoint that is in "
+            "no run, or here for a model that comes with the package.",
         ),
     ] = None,
     *,
     flags: dict[str, dict[str, Any]],
 ) -> None:
-    """Measures a checkpoint on a split: tokens, reconstructions, objects found.
+    """Measures a model on a split: its reconstructions, the objects found.
 
     Writes evaluation.json, and evaluation.png with the best, the median and
     the worst image. The data are the run's, and a folder must hold the images
-    that the run began with; their flags change single settings. A checkpoint
-    outside of a run needs --data.
+    that the run began with; their flags change single settings. A model
+    outside of a run needs --data. How well objects are found is measured on a
+    SLATE's attention, and on a slot autoencoder's masks; attention_... is of
+    the latter's attention.
     """
     check_choice("split", split, get_args(Split))
     where = choose_device(device)
-    # What learns, and what is frozen, is no news to who measures a trained model.
-    logging.getLogger("fastslots").setLevel(logging.ERROR)
-    folder = find_checkpoint(checkpoint).absolute()
+    folder = find_saved(checkpoint).absolute()
     run = _run_of(folder)
     source = _source(folder, run, flags["data"])
     files = files_to_evaluate(run, source, cast("Split", split))
-    model = SLATE.from_pretrained(folder).to(where)
+    changes = {"num_slots": num_slots, "num_iterations": num_iterations}
+    settings = {name: number for name, number in changes.items() if number is not None}
+    model = load_saved(folder, where, **settings)
     step = _step(folder)
     data = source.open(cast("Split", split), model.config.image_size, where, files)
+    check_request(data, num_images=images, batch_size=batch_size, masks=masks)
     if output is None:
-        name = f"evaluation-{split}"
-        output = run / name if run is not None else folder.with_name(f"{folder.name}-{name}")
+        output = _output(folder, run, f"evaluation-{split}")
     check_apart(output, source.data)
     check_writable(output)
 
@@ -132,6 +141,14 @@ def _run_of(checkpoint: Path) -> Path | None:
     run = checkpoint.parent.parent
     is_of_run = checkpoint.parent.name == "checkpoints" and (run / "config.json").is_file()
     return run if is_of_run else None
+
+
+def _output(checkpoint: Path, run: Path | None, name: str) -> Path:
+    """Where results go: into the run, beside the checkpoint, but not among the models of the package."""
+    if run is not None:
+        return run / name
+    place = Path() if checkpoint.parent == pretrained.SHIPPED else checkpoint.parent
+    return place / f"{checkpoint.name}-{name}"
 
 
 def _source(checkpoint: Path, run: Path | None, flags: dict[str, Any]) -> DataSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import typer
@@ -16,6 +17,19 @@ def any_path(text: str | Path) -> Path:
     if text == "":
         raise typer.BadParameter("must be a path; got ''")
     return Path(text)
+
+
+def check_are_files(images: Iterable[Path]) -> None:
+    """Refuses images that are not there.
+
+    Raises:
+        FileNotFoundError: If one is no file.
+    """
+    for path in images:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"IMAGE must be a PNG or JPEG file; got {str(path)!r}, which is none"
+            )
 
 
 def check_apart(output: Path, data: str) -> None:

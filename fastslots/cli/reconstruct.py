@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +9,12 @@ import torch
 import typer
 
 from fastslots.cli.options import Device, Seed
-from fastslots.cli.paths import any_path, utf8_path
+from fastslots.cli.paths import any_path, check_are_files, utf8_path
+from fastslots.cli.saved import HELP, find_saved, load_saved
 from fastslots.data.folder import load_image
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
-from fastslots.models.slate import SLATE, TrainableSLATE
-from fastslots.training.checkpoints import find_checkpoint
+from fastslots.models.registry import trainable_of
 from fastslots.training.validation import draw
 
 
@@ -25,9 +24,7 @@ def reconstruct(
     ],
     checkpoint: Annotated[
         Path,
-        typer.Option(
-            parser=utf8_path, help="A run folder (its best checkpoint), or a checkpoint's folder."
-        ),
+        typer.Option(parser=utf8_path, help=HELP),
     ],
     output: Annotated[Path, typer.Option(parser=any_path, help="PNG file to write.")] = Path(
         "reconstruction.png"
@@ -35,21 +32,20 @@ def reconstruct(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Draws image | dVAE | through the slots | segments | one panel per slot, for any images."""
+    """Draws what a model makes of any images, a row each.
+
+    Of a SLATE: image | dVAE | through the slots | segments | what each slot
+    attends to. Of a slot autoencoder: image | reconstruction | masks |
+    attention | what each slot paints.
+    """
     if output.suffix.lower() != ".png":
         raise ValueError(f"output must be a PNG file; got {str(output)!r}")
-    for path in images:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"IMAGE must be a PNG or JPEG file; got {str(path)!r}, which is none"
-            )
+    check_are_files(images)
     if output.resolve() in {path.resolve() for path in images}:
         raise ValueError(f"output must be another file than the images; got {str(output)!r}")
     check_writable(output.parent)
-    # What learns, and what is frozen, is no news to who looks at a trained model.
-    logging.getLogger("fastslots").setLevel(logging.ERROR)
     where = choose_device(device)
-    model = SLATE.from_pretrained(find_checkpoint(checkpoint)).to(where)
+    model = load_saved(find_saved(checkpoint), where)
     batch = torch.stack([load_image(path, model.config.image_size) for path in images])
-    draw(TrainableSLATE(model), batch.to(where), output, seed)
+    draw(trainable_of(model), batch.to(where, model.dtype), output, seed)
     typer.echo(f"wrote {output}")

@@ -68,8 +68,18 @@ def label_map(segments: Tensor, num_slots: int) -> Image.Image:
         A Pillow image with a palette.
 
     Raises:
+        ValueError: If segments are no such integers, or there are more slots than colours.
         ImportError: If Pillow is missing.
     """
+    if segments.ndim != 2 or segments.is_floating_point():
+        raise ValueError(
+            f"segments must be integers [S, S]; got {segments.dtype} {list(segments.shape)}"
+        )
+    if not 1 <= num_slots <= MOST_SEGMENTS:
+        raise ValueError(f"num_slots must be from 1 to {MOST_SEGMENTS}; got {num_slots}")
+    low, high = (int(bound) for bound in segments.aminmax())
+    if low < 0 or high >= num_slots:
+        raise ValueError(f"segments must lie in [0, num_slots={num_slots}); got {low} to {high}")
     pixels = segments.to("cpu", torch.uint8).contiguous()
     height, width = pixels.shape
     picture: Image.Image = require("PIL.Image", "train").frombytes(

@@ -8,19 +8,24 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from fastslots.cli.flags import argument_help
+from fastslots.data.decoding import load_image
 from fastslots.data.source import DataSource
-from fastslots.models.registry import MODELS
+from fastslots.models.pretrained import PretrainedModel
+from fastslots.models.registry import MODELS, trainable_of
 from fastslots.models.slate import SLATE
+from fastslots.training.validation import draw
 from tests.cli.conftest import Command
-from tests.cli.test_evaluate_command import SCENES, write_run
+from tests.cli.test_evaluate_command import SCENES, tiny_autoencoder, write_run
 from tests.training.runs import signal_at
-from tests.training.tiny import TINY_FLAGS
+from tests.training.tiny import TINY_FLAGS, tiny_model
 
 SMALL = [*TINY_FLAGS, "--batch-size", "4", "--validation-images", "2"]
 
@@ -68,6 +73,33 @@ def test_reconstruct_is_decided_by_the_seed(fastslots: Command, run: Path, image
         assert fastslots("reconstruct", images / "01.png", *options).code == 0
     a, b, c = (Path(f"{name}.png").read_bytes() for name in "abc")
     assert a == b != c
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [tiny_model, tiny_autoencoder])
+def test_reconstruct_draws_what_a_run_of_that_kind_does(
+    fastslots: Command,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    make: Callable[[], PretrainedModel],
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr("fastslots.models.pretrained.SHIPPED", tmp_path / "shipped")
+    model = make().to(dtype)
+    model.save_pretrained(tmp_path / "shipped" / "blocks")
+    paths = [images / "01.png", images / "02.png"]
+    result = fastslots("reconstruct", *paths, "--checkpoint", "blocks", "--device", "cpu")
+    assert result.code == 0, result.err
+    batch = torch.stack([load_image(path, 8) for path in paths]).to(dtype)
+    draw(trainable_of(model), batch, Path("expected.png"), seed=0)
+    assert Path("reconstruction.png").read_bytes() == Path("expected.png").read_bytes()
+
+
+def test_the_help_of_reconstruct_has_the_columns_of_both_kinds(fastslots: Command) -> None:
+    text = " ".join(fastslots("reconstruct", "--help").out.split())
+    assert "SLATE: image | dVAE | through the slots | segments" in text
+    assert "autoencoder: image | reconstruction | masks | attention" in text
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from PIL import Image
 from fastslots.data.source import DataSource
 from fastslots.environment import Environment
 from fastslots.evaluation import evaluate
+from fastslots.models.autoencoder import SlotAutoencoder, SlotAutoencoderConfig
+from fastslots.models.registry import load_model
 from fastslots.models.slate import SLATE, SLATEConfig, SLATERecipe
 from tests.cli.conftest import Command
 from tests.training.tiny import TINY, tiny_model
@@ -44,6 +46,14 @@ def write_run(run: Path, source: DataSource, step: int = 2) -> Path:
     tiny_model().save_pretrained(checkpoint)
     (checkpoint / "state.json").write_text(json.dumps({"step": step}))
     return checkpoint
+
+
+def tiny_autoencoder(**changes: Any) -> SlotAutoencoder:
+    """As small as `tiny_model`, whose images it takes."""
+    sizes: dict[str, Any] = {name: TINY[name] for name in ("image_size", "num_slots", "slot_size")}
+    settings = sizes | {"backbone": "patches", "patch_size": 2, "width": 8, "mlp_hidden_size": 8}
+    torch.manual_seed(0)
+    return SlotAutoencoder(SlotAutoencoderConfig(**settings | changes))
 
 
 @pytest.fixture
@@ -155,6 +165,94 @@ def test_a_model_without_a_run_is_measured_on_the_data_given(
     assert report["data"]["data"] == str(images)
 
 
+def test_a_slot_autoencoder_is_measured_by_its_masks_and_its_attention(fastslots: Command) -> None:
+    tiny_autoencoder().save_pretrained("model")
+    scenes = ["--data", "scenes", "--num-scenes", 35, "--max-objects", 4, "--no-mirror"]
+    result = fastslots("evaluate", "model", *scenes, "--device", "cpu")
+    assert result.code == 0, result.err
+    report = read("model-evaluation-test")
+    data = SCENES.open("test", 8, torch.device("cpu"))
+    expected = evaluate(load_model("model"), data)
+    assert report["metrics"] == {
+        name: mean and mean._asdict() for name, mean in expected.means.items()
+    }
+    own = {f"squared_error_per_{unit}" for unit in ("image", "value")} | {"slots_used_per_image"}
+    attention = {f"attention_{name}" for name in MASK_METRICS}
+    assert report["metrics"].keys() == {*own, *MASK_METRICS, *attention}
+    assert report["ranked_by"] == "fg_ari"
+    assert report["model"] == dataclasses.asdict(tiny_autoencoder().config)
+    assert all(name in result.out for name in report["metrics"])
+    with Image.open("model-evaluation-test/evaluation.png") as picture:
+        assert picture.width > 12 + 8 * 132 + 40  # eight panels beside labels
+
+
+def test_a_model_that_comes_with_the_package_is_called_by_its_name(
+    fastslots: Command, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shipped = tmp_path / "shipped"
+    monkeypatch.setattr("fastslots.models.pretrained.SHIPPED", shipped)
+    tiny_autoencoder().save_pretrained(shipped / "blocks")
+    before = sorted(shipped.rglob("*"))
+    result = fastslots("evaluate", "blocks", "--data", images, "--device", "cpu")
+    assert result.code == 0, result.err
+    assert read("blocks-evaluation-test")["checkpoint"] == str(shipped / "blocks")
+    assert sorted(shipped.rglob("*")) == before
+    without = fastslots("evaluate", "blocks")
+    assert without.code == 2
+    assert "blocks lies in no run whose data could be taken: give --data" in without.err
+    other = fastslots("evaluate", "bricks")
+    assert "name of a model that the package brings, which are 'blocks'" in other.err
+    # What lies here under that name goes before.
+    tiny_model().save_pretrained("blocks")
+    assert fastslots("evaluate", "blocks", "--data", images, "--device", "cpu").code == 0
+    assert read("blocks-evaluation-test")["checkpoint"] == str(tmp_path / "blocks")
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_autoencoder])
+def test_a_model_may_have_other_slots_and_iterations(
+    fastslots: Command, images: Path, make: Any
+) -> None:
+    model = make()
+    model.save_pretrained("model")
+    options = ["--data", images, "--num-slots", 5, "--num-iterations", 4, "--device", "cpu"]
+    result = fastslots("evaluate", "model", *options)
+    assert result.code == 0, result.err
+    report = read("model-evaluation-test")
+    changes = {"num_slots": 5, "num_iterations": 4}
+    assert report["model"] == dataclasses.asdict(model.config) | changes
+    data = DataSource(data=str(images)).open("test", 8, torch.device("cpu"))
+    expected = evaluate(load_model("model", **changes), data)
+    usual = evaluate(load_model("model"), data)
+    name = expected.ranked_by
+    assert report["metrics"][name]["mean"] == expected.means[name].mean
+    assert not torch.equal(expected.scores[name], usual.scores[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-slots", "5"], "num_slots must be 3, the number of learned queries; got 5: leave"),
+        (["--num-slots", "0"], "num_slots must be at least 1; got 0"),
+        (["--num-slots", "2.5"], "'--num-slots'"),
+        (
+            ["--num-iterations", "0"],
+            "num_iterations must be at least 1 with gradient='unrolled'; got",
+        ),
+        (["--num-iterations", "-1"], "num_iterations must be at least 0; got -1"),
+        (["--num-iterations", "many"], "'--num-iterations'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_other_slots_and_iterations_that_a_model_cannot_have_are_refused(
+    fastslots: Command, images: Path, options: list[str], message: str
+) -> None:
+    tiny_model(slot_init="learned", gradient="unrolled").save_pretrained("model")
+    result = fastslots("evaluate", "model", "--data", images, *options)
+    assert result.code == 2
+    assert message in result.err
+    assert not Path("model-evaluation-test").exists()
+
+
 def test_masks_can_be_left_out(fastslots: Command, scene_run: Path) -> None:
     assert fastslots("evaluate", scene_run, "--no-masks", "--device", "cpu").code == 0
     report = read(scene_run / "evaluation-test")
@@ -206,7 +304,7 @@ def test_names_what_is_wrong(
     assert result.code == 2
     assert message in result.err
     assert "Traceback" not in result.err
-    assert not list(Path().rglob("evaluation.*"))
+    assert not list(Path().rglob("evaluation*"))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from fastslots.models.slate.outputs import SLATELook, SLATEOutput
 from fastslots.models.slate.token_sampling import likeliest_tokens, sample_tokens
 from fastslots.models.slot_encoder import SlotEncoder
 from fastslots.noise import Noise
+from fastslots.pictures import segmentation
 from fastslots_kernels.checks import check_choice, check_number
 
 LEAST_TAU = 1e-30
@@ -235,13 +236,19 @@ class SLATE(PretrainedModel):
             ValueError: If a shape or device is wrong.
             TypeError: If a dtype is wrong.
         """
-        ids = self.tokenize(image)
-        if slots is not None:
-            check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
-        embeddings = self.positional_encoder(self.dictionary(ids))
-        noise = noise_of(keys, ids.shape[0], self.device)
-        final_slots, _ = self.slot_attn(embeddings[:, 1:], slots, noise)
+        final_slots, _ = self._bind(image, slots, keys)
         return self.dvae.decode_ids(self.generate(final_slots)).clamp(0, 1)
+
+    @torch.no_grad()
+    def segment(
+        self, image: Tensor, slots: Tensor | None = None, keys: Tensor | None = None
+    ) -> Tensor:
+        """The slot that attends most to the token at every pixel, ``[B, S, S]`` int64.
+
+        Arguments, errors and dropout are as of `reconstruct`; there may be 256 slots at most.
+        """
+        attn = self._bind(image, slots, keys)[1]
+        return segmentation(attn, self.config.image_size).long()
 
     @torch.no_grad()
     def look(self, image: Tensor, keys: Tensor | None = None) -> SLATELook:
@@ -304,6 +311,18 @@ class SLATE(PretrainedModel):
     def check_change(cls, saved: SLATEConfig, changed: SLATEConfig) -> None:
         """Learned queries are of one number; see `PretrainedModel.check_change`."""
         check_num_slots(saved, changed)
+
+    def _bind(
+        self, image: Tensor, slots: Tensor | None, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Slots and attention of images, without dropout."""
+        ids = self.tokenize(image)
+        if slots is not None:
+            check_slots(slots, self.config, self.dtype, self.device, ids.shape[0])
+        embeddings = self.positional_encoder(self.dictionary(ids))
+        noise = noise_of(keys, ids.shape[0], self.device)
+        final_slots, attn = self.slot_attn(embeddings[:, 1:], slots, noise)
+        return final_slots, attn
 
     def _embed(self, ids: Tensor, noise: Noise | None) -> Tensor:
         embeddings: Tensor = self.positional_encoder(
