@@ -77,6 +77,13 @@ def load_model(folder: str | os.PathLike[str], **settings: Any) -> PretrainedMod
 
 
 def trainable_of(model: PretrainedModel) -> Trainable:
-    """The glue of a model."""
-    kind = next(known for known in MODELS.values() if isinstance(model, known.model))
-    return kind.trainable(model)
+    """The glue of a model.
+
+    Raises:
+        TypeError: If the model is none of these.
+    """
+    for known in MODELS.values():
+        if isinstance(model, known.model):
+            return known.trainable(model)
+    models = ", ".join(known.model.__name__ for known in MODELS.values())
+    raise TypeError(f"model must be one of {models}; got {type(model).__name__}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastslots.initialization import conv, conv_transpose, linear
 from fastslots.models.autoencoder.config import BROADCAST_SIZE, SlotAutoencoderConfig
+from fastslots.models.precision import wide_dtype
 
 
 class SoftPositions(nn.Module):
@@ -24,20 +25,24 @@ class SoftPositions(nn.Module):
         Locatello et al. 2020, appendix E.2.
     """
 
-    distances: Tensor
-
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
-        line = torch.linspace(0, 1, size)
-        y, x = torch.meshgrid(line, line, indexing="ij")
-        distances = torch.stack((y, x, 1 - y, 1 - x), 2).flatten(0, 1)
-        self.register_buffer("distances", distances, persistent=False)
+        self.size = size
         self.dense = linear(4, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., size², width]``, places in raster order; or broadcast from ``[..., 1, width]``."""
-        moved: Tensor = x + self.dense(self.distances)
+        moved: Tensor = x + self.dense(self._distances())
         return moved
+
+    def _distances(self) -> Tensor:
+        """From the upper, left, lower and right side, ``[size², 4]``; a side is 1 long."""
+        # Not kept: a buffer would keep the rounding of the dtype it was made in, and lose its values on the
+        # meta device.
+        weight = self.dense.weight
+        line = torch.linspace(0, 1, self.size, dtype=wide_dtype(weight), device=weight.device)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        return torch.stack((y, x, 1 - y, 1 - x), 2).flatten(0, 1).to(weight.dtype)
 
 
 class Encoder(nn.Module):

@@ -36,8 +36,8 @@ class SlotAutoencoder(PretrainedModel):
     (``slots_mu``, ``slots_log_sigma``), ``slot_encoder.slot_attention`` (``slot_attention``, where the layers
     ``q``, ``k``, ``v`` are ``project_q`` and so on, and the others have the same names),
     ``decoder.positions.dense`` (``decoder_pos.dense``), ``decoder.convs`` and ``decoder.out``
-    (``decoder_cnn``). Transposed convolutions are padded as PyTorch's are, one pixel further to the lower
-    right than TensorFlow's.
+    (``decoder_cnn``). Transposed convolutions are padded as PyTorch's are: each that doubles paints one pixel
+    further to the upper left than TensorFlow's.
 
     Args:
         config: The settings.
@@ -132,7 +132,7 @@ class SlotAutoencoder(PretrainedModel):
         check_slots(slots, self.config, self.dtype, self.device)
         channels, log_masks = self._paint(slots)
         colours = from_patches(torch.stack(channels, 2), self.config.painted_size)
-        return self.whitening.invert(colours.to(slots.dtype)), self._masks(log_masks.exp())
+        return self._invert(colours), self._masks(log_masks.exp())
 
     @torch.no_grad()
     def reconstruct(
@@ -192,7 +192,13 @@ class SlotAutoencoder(PretrainedModel):
 
         Returns:
             One number per image, ``[B]``.
+
+        Raises:
+            ValueError: If a shape or device is wrong.
+            TypeError: If a dtype is wrong.
         """
+        check_image(image, self.config, self.dtype, self.device)
+        check_slots(slots, self.config, self.dtype, self.device, image.shape[0])
         return self.slot_encoder.residual(self.encoder(self.whitening(image)), slots)
 
     def _encode(
@@ -225,8 +231,11 @@ class SlotAutoencoder(PretrainedModel):
 
     def _image(self, patches: Tensor) -> Tensor:
         """The images of colours ``[..., C, G, P]``, clamped."""
-        colours = from_patches(patches, self.config.painted_size)
-        return self.whitening.invert(colours.to(self.whitening.mean.dtype)).clamp(0, 1)
+        return self._invert(from_patches(patches, self.config.painted_size)).clamp(0, 1)
+
+    def _invert(self, colours: Tensor) -> Tensor:
+        """The images of colours in whatever dtype, in that of the parameters."""
+        return self.whitening.invert(colours.to(self.whitening.mean.dtype))
 
     def _masks(self, patches: Tensor) -> Tensor:
         return from_patches(patches, self.config.painted_size)
