@@ -109,6 +109,7 @@ class PretrainedModel(nn.Module):
             ValueError: If a file is corrupt or of another kind of model, a setting missing, unknown or
                 against its rule, a tensor missing, misshaped or of a dtype that no model runs in, or the
                 default device is the meta device.
+            TypeError: If a setting that is given has the wrong type.
             ImportError: If safetensors is not installed.
         """
         safetensors = require("safetensors", "train")
@@ -130,8 +131,15 @@ class PretrainedModel(nn.Module):
             raise ValueError(f"{weights} is no valid safetensors file: {error}") from error
         model = cls(config)
         entries = state_dicts.plain_entries(tensors, next(iter(model.state_dict())))
-        advice = f": {CONFIG_FILE} and {WEIGHTS_FILE} must be of one model, as save_pretrained writes them"
-        state_dicts.fill(model, entries, str(weights), advice + cls.load_advice)
+        if settings:
+            own = ", ".join(f"{name}={saved[name]!r}" for name in settings)
+            advice = f": the settings given must fit the weights, which were saved with {own}"
+        else:
+            advice = (
+                f": {CONFIG_FILE} and {WEIGHTS_FILE} must be of one model, as save_pretrained writes them"
+                + cls.load_advice
+            )
+        state_dicts.fill(model, entries, str(weights), advice)
         return model.eval()
 
     @classmethod

@@ -16,12 +16,13 @@ class SlotEncoder(nn.Module):
     Args:
         config: The settings.
         width: Of the features.
+        mlp: Mixes them, one by one. Default: two layers, initialised as the public SLATE code does.
     """
 
-    def __init__(self, config: SlotConfig, width: int) -> None:
+    def __init__(self, config: SlotConfig, width: int, mlp: nn.Module | None = None) -> None:
         super().__init__()
         self.layer_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
+        self.mlp = mlp or nn.Sequential(
             linear(width, width, weight_init="kaiming"), nn.ReLU(), linear(width, width)
         )
         self.slot_init = SlotInit(config.num_slots, config.slot_size, config.slot_init)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+COUNT, MUON_SUM = "step", "momentum_buffer"
+"""Of what is kept of a parameter: the one that is a count of steps, whose dtype is its own; Muon's."""
 # What each keeps of a parameter.
 _STATE: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
-    torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"),
-    torch.optim.Muon: ("momentum_buffer",),
+    torch.optim.Adam: (COUNT, "exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: (MUON_SUM,),
 }
-COUNT = "step"
-"""The one of these that is a count of steps, whose dtype is its own."""
 
 
 class Optimizers:

@@ -19,7 +19,7 @@ class SlotAutoencoderConfig(SlotConfig):
 
     Args:
         backbone: ``"pixels"``: 5 x 5 convolutions, a slot attention input for every pixel, and a decoder that
-            doubles an 8 x 8 grid (Locatello et al. 2020; ``image_size`` is 8 times a power of two).
+            doubles an 8 x 8 grid (Locatello et al. 2020; ``image_size`` is 16, 32, 64, 128 and so on).
             ``"patches"``: one input per patch and an MLP that decodes it, many times cheaper.
         patch_size: Side of a patch in pixels, even; divides ``image_size``. Without patches of no account.
         width: Channels of encoder and decoder.
@@ -48,12 +48,13 @@ class SlotAutoencoderConfig(SlotConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.backbone == "patches":
-            check_multiple("patch_size", self.patch_size, "2", 2)
+            if self.patch_size % 2:
+                raise ValueError(f"patch_size must be even; got {self.patch_size}")
             check_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         elif self.image_size not in {BROADCAST_SIZE << doublings for doublings in range(1, 16)}:
             raise ValueError(
-                f"image_size must be {BROADCAST_SIZE} times a power of two with backbone='pixels', such as "
-                f"64 or 128; got {self.image_size}"
+                f"image_size must be {BROADCAST_SIZE} doubled at least once, 16, 32, 64, 128 and so on, with "
+                f"backbone='pixels'; got {self.image_size}"
             )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,16 @@ from torch import Tensor, nn
 
 from fastslots.initialization import conv, conv_transpose, linear
 from fastslots.models.autoencoder.config import BROADCAST_SIZE, SlotAutoencoderConfig
+from fastslots.models.precision import wide_dtype
+
+
+def linear_of(config: SlotAutoencoderConfig) -> Callable[[int, int], nn.Linear]:
+    """What makes the linear layers of a backbone.
+
+    Those of pixels begin as Keras' do. Those of patches begin smaller, as PyTorch's do: Muon's steps have one
+    size, so that large weights would take longer to turn.
+    """
+    return linear if config.backbone == "pixels" else nn.Linear
 
 
 class SoftPositions(nn.Module):
@@ -18,26 +29,29 @@ class SoftPositions(nn.Module):
 
     Args:
         size: Places per side.
-        width: Of what it is added to.
+        dense: The linear map.
 
     Source:
         Locatello et al. 2020, appendix E.2.
     """
 
-    distances: Tensor
-
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int, dense: nn.Linear) -> None:
         super().__init__()
-        line = torch.linspace(0, 1, size)
-        y, x = torch.meshgrid(line, line, indexing="ij")
-        distances = torch.stack((y, x, 1 - y, 1 - x), 2).flatten(0, 1)
-        self.register_buffer("distances", distances, persistent=False)
-        self.dense = linear(4, width)
+        self.size, self.dense = size, dense
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., size², width]``, places in raster order; or broadcast from ``[..., 1, width]``."""
-        moved: Tensor = x + self.dense(self.distances)
+        moved: Tensor = x + self.dense(self._distances())
         return moved
+
+    def _distances(self) -> Tensor:
+        """From the upper, left, lower and right side, ``[size², 4]``; a side is 1 long."""
+        # Not kept: a buffer would keep the rounding of the dtype it was made in, and lose its values on the
+        # meta device.
+        weight = self.dense.weight
+        line = torch.linspace(0, 1, self.size, dtype=wide_dtype(weight), device=weight.device)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        return torch.stack((y, x, 1 - y, 1 - x), 2).flatten(0, 1).to(weight.dtype)
 
 
 class Encoder(nn.Module):
@@ -53,9 +67,10 @@ class Encoder(nn.Module):
         if config.backbone == "pixels":
             convs = [conv(C, width, 5), *(conv(width, width, 5) for _ in range(3))]
         else:
-            convs = [conv(C, width, 2 * patch, patch), *(conv(width, width, 3) for _ in range(2))]
+            first = nn.Conv2d(C, width, 2 * patch, patch, padding=patch // 2)
+            convs = [first, *(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))]
         self.convs = nn.ModuleList(convs)
-        self.positions = SoftPositions(config.grid_size, width)
+        self.positions = SoftPositions(config.grid_size, linear_of(config)(4, width))
 
     def forward(self, colours: Tensor) -> Tensor:
         """See the class."""
@@ -94,7 +109,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, config: SlotAutoencoderConfig) -> None:
         super().__init__()
         D, width = config.slot_size, config.width
-        self.positions = SoftPositions(BROADCAST_SIZE, D)
+        self.positions = SoftPositions(BROADCAST_SIZE, linear_of(config)(4, D))
         doublings = (config.image_size // BROADCAST_SIZE).bit_length() - 1
         self.convs = nn.ModuleList(
             [
@@ -127,10 +142,10 @@ class PatchDecoder(nn.Module):
     def __init__(self, config: SlotAutoencoderConfig) -> None:
         super().__init__()
         width, self.num_pixels = config.width, config.patch_size**2
-        self.slot = linear(config.slot_size, width, bias=False)
-        self.positions = SoftPositions(config.grid_size, width)
-        self.mlp = nn.ModuleList(linear(width, width) for _ in range(2))
-        self.out = linear(width, (config.image_channels + 1) * self.num_pixels)
+        self.slot = nn.Linear(config.slot_size, width, bias=False)
+        self.positions = SoftPositions(config.grid_size, nn.Linear(4, width))
+        self.mlp = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.out = nn.Linear(width, (config.image_channels + 1) * self.num_pixels)
 
     def forward(self, slots: Tensor) -> list[Tensor]:
         """See the class."""

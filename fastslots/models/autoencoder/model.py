@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastslots.models.autoencoder.config import SlotAutoencoderConfig
 from fastslots.models.autoencoder.layers import (
@@ -13,6 +13,7 @@ from fastslots.models.autoencoder.layers import (
     PatchDecoder,
     PixelDecoder,
     from_patches,
+    linear_of,
     to_patches,
 )
 from fastslots.models.autoencoder.outputs import SlotAutoencoderLook, SlotAutoencoderOutput
@@ -42,8 +43,8 @@ class SlotAutoencoder(PretrainedModel):
     (``slots_mu``, ``slots_log_sigma``), ``slot_encoder.slot_attention`` (``slot_attention``, where the layers
     ``q``, ``k``, ``v`` are ``project_q`` and so on, and the others have the same names),
     ``decoder.positions.dense`` (``decoder_pos.dense``), ``decoder.convs`` and ``decoder.out``
-    (``decoder_cnn``). Transposed convolutions are padded as PyTorch's are, one pixel further to the lower
-    right than TensorFlow's.
+    (``decoder_cnn``). Transposed convolutions are padded as PyTorch's are: each that doubles paints one pixel
+    further to the upper left than TensorFlow's.
 
     Args:
         config: The settings.
@@ -67,7 +68,9 @@ class SlotAutoencoder(PretrainedModel):
         super().__init__(config)
         self.whitening = Whitening(config.image_shape)
         self.encoder = Encoder(config)
-        self.slot_encoder = SlotEncoder(config, config.width)
+        width, layer = config.width, linear_of(config)
+        mlp = nn.Sequential(layer(width, width), nn.ReLU(), layer(width, width))
+        self.slot_encoder = SlotEncoder(config, width, mlp)
         decoder = PixelDecoder if config.backbone == "pixels" else PatchDecoder
         self.decoder: PixelDecoder | PatchDecoder = decoder(config)
 
@@ -138,7 +141,7 @@ class SlotAutoencoder(PretrainedModel):
         check_slots(slots, self.config, self.dtype, self.device)
         channels, log_masks = self._paint(slots)
         colours = from_patches(torch.stack(channels, 2), self.config.painted_size)
-        return self.whitening.invert(colours.to(slots.dtype)), self._masks(log_masks.exp())
+        return self._invert(colours), self._masks(log_masks.exp())
 
     @torch.no_grad()
     def reconstruct(
@@ -198,7 +201,13 @@ class SlotAutoencoder(PretrainedModel):
 
         Returns:
             One number per image, ``[B]``.
+
+        Raises:
+            ValueError: If a shape or device is wrong.
+            TypeError: If a dtype is wrong.
         """
+        check_image(image, self.config, self.dtype, self.device)
+        check_slots(slots, self.config, self.dtype, self.device, image.shape[0])
         return self.slot_encoder.residual(self.encoder(self.whitening(image)), slots)
 
     @classmethod
@@ -236,8 +245,11 @@ class SlotAutoencoder(PretrainedModel):
 
     def _image(self, patches: Tensor) -> Tensor:
         """The images of colours ``[..., C, G, P]``, clamped."""
-        colours = from_patches(patches, self.config.painted_size)
-        return self.whitening.invert(colours.to(self.whitening.mean.dtype)).clamp(0, 1)
+        return self._invert(from_patches(patches, self.config.painted_size)).clamp(0, 1)
+
+    def _invert(self, colours: Tensor) -> Tensor:
+        """The images of colours in whatever dtype, in that of the parameters."""
+        return self.whitening.invert(colours.to(self.whitening.mean.dtype))
 
     def _masks(self, patches: Tensor) -> Tensor:
         return from_patches(patches, self.config.painted_size)

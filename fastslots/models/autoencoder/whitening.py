@@ -55,7 +55,7 @@ class Whitening(nn.Module):
 
         Raises:
             TypeError: If an image is no floating point tensor.
-            ValueError: If there is none, or one has another size or values beyond [0, 1].
+            ValueError: If there is none, one has another size or values beyond [0, 1], or holds NaN.
         """
         check_not_empty("images", images)
         count = min(num_images, len(images))
@@ -65,6 +65,9 @@ class Whitening(nn.Module):
         for first in range(0, count, _BATCH):
             numbers = list(range(first, min(first + _BATCH, count)))
             batch = load_batch(images, numbers, (C, S, S))[0].cpu().double()
+            for number, image in zip(numbers, batch, strict=True):
+                if image.isnan().any():
+                    raise ValueError(f"images[{number}] must hold numbers to be whitened; got NaN")
             total += batch.sum(0)
             colours = batch.transpose(0, 1).flatten(1)
             products += colours @ colours.T
