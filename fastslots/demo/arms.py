@@ -23,16 +23,12 @@ class Arm:
     flags: tuple[str, ...]
 
 
-# Each arm's rates and clipping are the best of those tried for it; benchmarks/README.md lists them.
+IMPLICIT = ("--num-iterations", str(ITERATIONS))
+UNROLLED = ("--gradient", "unrolled", "--num-iterations", str(ITERATIONS + 1))
+# The unrolled arm's rate and clipping are the best of those that benchmarks/demo_tuning.py tries.
 ARMS = (
-    Arm("implicit", ("--num-iterations", str(ITERATIONS))),
-    Arm(
-        "unrolled",
-        (
-            *("--gradient", "unrolled", "--num-iterations", str(ITERATIONS + 1)),
-            *("--lr-main", "5e-4", "--clip", "0.1"),
-        ),
-    ),
+    Arm("implicit", IMPLICIT),
+    Arm("unrolled", (*UNROLLED, "--lr-main", "5e-4", "--clip", "0.1")),
 )
 # For a dry run: what takes seconds.
 TINY = {
@@ -49,7 +45,7 @@ TINY = {
 }
 
 
-def train_command(arm: Arm, run: Path, seed: int, *, tiny: bool) -> list[str]:
+def train_command(arm: Arm, run: Path, seed: int, *, tiny: bool = False) -> list[str]:
     """What trains an arm into a run folder."""
     common = ["--model", "autoencoder", "--settings", "cpu", "--seed", str(seed)]
     small = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]

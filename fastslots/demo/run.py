@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -61,43 +61,65 @@ def run_demo(
     folder.mkdir(parents=True)
     commands = {arm.name: train_command(arm, folder / arm.name, seed, tiny=tiny) for arm in ARMS}
     started = time.perf_counter()
-    device = choose_device()
-    if not tiny and device.type == "cpu":  # a GPU renders them in the time of a step
-        say("rendering scenes")
-        data = CPU_SETTINGS["data"]
-        counts: dict[Split, int] = {
-            "train": data["num_scenes"],
-            "val": CPU_SETTINGS["recipe"]["validation_images"],
-            "test": HELD_OUT,
-        }
-        render(DataSource(**data), CPU_SETTINGS["model"]["image_size"], counts)
+    if not tiny:
+        render_scenes(say)
     say(f"training both ({time.perf_counter() - started:.0f} s so far)")
     run_together(commands, say)
     say(f"measuring both on held-out scenes ({time.perf_counter() - started:.0f} s so far)")
     logging.getLogger("fastslots").setLevel(logging.ERROR)  # the trainings have said what is frozen
-    models = {
-        name: SlotAutoencoder.from_pretrained(find_checkpoint(folder / name, "last")).to(device)
-        for name in commands
-    }
-    scenes = _held_out(folder / ARMS[0].name, models[ARMS[0].name].config.image_size, device)
-    rows = [_row(folder / name, model, scenes) for name, model in models.items()]
-    results = DemoResults(describe_environment(device), rows)
+    runs = [folder / name for name in commands]
+    results = measure(runs)
     results.save(folder / FILE)
+    models = {run.name: _model(run) for run in runs}
+    scenes = _held_out(runs[0], models[ARMS[0].name])
     draw_objects(models[ARMS[0].name], scenes, folder / "objects.png")
     draw_beside(models, scenes, folder / "beside.png")
     plot_demo(results, folder / "curves.png")
     return results
 
 
-def _held_out(run: Path, image_size: int, device: torch.device) -> Scenes:
-    """The test scenes of a run, at most `HELD_OUT`."""
+def render_scenes(say: Callable[[str], None]) -> None:
+    """Renders the demo's scenes into their cache; a GPU renders them in the time of a step.
+
+    Raises:
+        OSError: If the cache cannot be written.
+    """
+    if choose_device().type == "cuda":
+        return
+    say("rendering scenes")
+    data = CPU_SETTINGS["data"]
+    counts: dict[Split, int] = {
+        "train": data["num_scenes"],
+        "val": CPU_SETTINGS["recipe"]["validation_images"],
+        "test": HELD_OUT,
+    }
+    render(DataSource(**data), CPU_SETTINGS["model"]["image_size"], counts)
+
+
+def measure(runs: Sequence[Path]) -> DemoResults:
+    """What the last models of some runs make of held-out scenes, and what their logs say.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    rows = [_row(run, _model(run)) for run in runs]
+    return DemoResults(describe_environment(choose_device()), rows)
+
+
+def _model(run: Path) -> SlotAutoencoder:
+    return SlotAutoencoder.from_pretrained(find_checkpoint(run, "last")).to(choose_device())
+
+
+def _held_out(run: Path, model: SlotAutoencoder) -> Scenes:
+    """The test scenes of a run."""
     source = DataSource(**read_config(run)["data"])
-    scenes = source.open("test", image_size, device)
+    scenes = source.open("test", model.config.image_size, model.device)
     assert isinstance(scenes, Scenes)
     return scenes
 
 
-def _row(run: Path, model: SlotAutoencoder, scenes: Scenes) -> ArmRow:
+def _row(run: Path, model: SlotAutoencoder) -> ArmRow:
+    scenes = _held_out(run, model)
     found = evaluate(model, scenes, num_images=min(HELD_OUT, len(scenes)))
     recipe = read_config(run)["recipe"]
     curve, step_ms = read_log(run)
