@@ -76,9 +76,9 @@ def _features(w: Weights, config: SlotAutoencoderConfig, x: Tensor) -> Tensor:
     name, p = "encoder.convs", config.patch_size
     if config.backbone == "patches":
         x = F.conv2d(x, w[f"{name}.0.weight"], w[f"{name}.0.bias"], stride=p, padding=p // 2).relu()
-        others, padding = (1, 2), 1
+        others, padding = range(1, 3), 1
     else:
-        others, padding = (0, 1, 2, 3), 2
+        others, padding = range(4), 2
     for i in others:
         x = F.conv2d(x, w[f"{name}.{i}.weight"], w[f"{name}.{i}.bias"], padding=padding).relu()
     side = x.shape[-1]
