@@ -96,7 +96,8 @@ class PretrainedModel(nn.Module):
         """Reads what ``save_pretrained`` wrote, in eval mode, on PyTorch's default device: usually the CPU.
 
         Args:
-            folder: The folder, or the name of a model that comes with the package (`SHIPPED`).
+            folder: The folder, or the name of a model that comes with the package (`SHIPPED`); a folder
+                of that name here, with a ``config.json``, goes before it.
             **settings: In place of the saved ones, such as ``num_iterations=7`` or ``backend="reference"``;
                 the weights must fit them.
 

@@ -25,7 +25,8 @@ class Recipe(ABC):
         accumulation: Parts that a process takes its share of a step's batch in, one after the other; more of
             them need less memory and change no result but its rounding.
         muon: Muon for the weight matrices, at so many times the learning rates, and Adam for all else; 0:
-            Adam for all. The package's autoencoder learns fastest at 20.
+            Adam for all. The package's autoencoder learns fastest at 20. A run does not go on with Muon that
+            began without it, nor the other way round.
         clip: Largest gradient norm allowed, over all parameters: of SLATE L∞, the largest entry, of the
             autoencoder L2; inf for no clipping.
         patience: Validations without a better loss after which the learning rates are halved; 0: never.

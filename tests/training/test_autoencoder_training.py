@@ -59,7 +59,7 @@ def test_a_run_is_logged_and_its_model_is_whitened_by_its_own_images(tmp_path: P
         *("squared_error", "relative_residual", "slots_used"),
     }
     whitening = Whitening((3, 8, 8))
-    whitening.fit(list(Images(10)))
+    whitening.fit(Images(10))
     loaded = load_model(find_checkpoint(tmp_path, "last"))
     for name, tensor in whitening.state_dict().items():
         assert torch.equal(loaded.whitening.state_dict()[name], tensor)

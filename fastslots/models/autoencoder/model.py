@@ -108,7 +108,7 @@ class SlotAutoencoder(PretrainedModel):
 
         Args:
             image: Images in [0, 1], ``[B, C, S, S]``.
-            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a draw.
+            slots: The initial guess, ``[B, K, slot_size]`` with any K. Default: a draw, or learned queries.
             keys: Of that draw, ``[B, 2]`` int32. Default: fresh ones.
 
         Returns:

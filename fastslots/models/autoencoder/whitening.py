@@ -51,7 +51,7 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: ImageSet, num_images: int = 1_000) -> None:
-        """Whitens the colours of the first so many images, computed in float64 on the CPU.
+        """Whitens the colours of the first so many images (all, if there are fewer), in float64 on the CPU.
 
         Raises:
             TypeError: If an image is no floating point tensor.
