@@ -22,7 +22,16 @@ from tests.cli.test_evaluate_command import SCENES, write_run
 from tests.training.tiny import TINY_FLAGS
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["", "train", "evaluate", "reconstruct", "compare", "benchmark", "benchmark slate"]
+COMMANDS = [
+    "",
+    "train",
+    "evaluate",
+    "reconstruct",
+    "segment",
+    "compare",
+    "benchmark",
+    "benchmark slate",
+]
 SMALL = [*TINY_FLAGS, "--batch-size", 4, "--num-scenes", 7, "--cache", "none"]
 
 
@@ -85,6 +94,10 @@ def test_an_interrupt_that_is_ignored_stays_so(
             ["reconstruct", "images/00.png", "--checkpoint", "run"],
             "fastslots.cli.reconstruct.load_image",
         ),
+        (
+            ["segment", "images/00.png", "--model", "run"],
+            "fastslots.cli.segment.load_image",
+        ),
         (["compare", "--tiny", "--device", "cpu"], "fastslots.cli.compare.run_comparison"),
         (["benchmark", "--device", "cpu"], "fastslots.cli.benchmark.run_benchmark"),
         (
@@ -142,6 +155,7 @@ def test_the_program_works_in_the_c_locale(tmp_path: Path) -> None:
         (["train", "--steps"], "Option '--steps' requires an argument; see: fastslots"),
         (["train", "one", "two"], "(one two); see: fastslots train --help"),
         (["reconstruct"], "Missing argument 'IMAGE"),
+        (["segment"], "Missing argument 'IMAGE"),
         (["benchmark", "slates"], "No such command 'slates'"),
         (["paint"], "No such command 'paint'"),
     ],
@@ -169,6 +183,9 @@ def test_wrong_usage_is_one_line(fastslots: Command, arguments: list[str], messa
         (["reconstruct", "--checkpoint", "run"], "IMAGE"),
         (["reconstruct", "a.png", "--checkpoint"], "--checkpoint"),
         (["reconstruct", "a.png", "--checkpoint", "run", "--output"], "--output"),
+        (["segment", "--model", "run"], "IMAGE"),
+        (["segment", "a.png", "--model"], "--model"),
+        (["segment", "a.png", "--model", "run", "--output"], "--output"),
         (["compare", "--output"], "--output"),
         (["benchmark", "--output"], "--output"),
         (["benchmark", "--preset"], "preset"),
@@ -197,6 +214,7 @@ NO_UTF8 = "a\udcff"
         ["train", "--resume", NO_UTF8],
         ["evaluate", NO_UTF8],
         ["reconstruct", "a.png", "--checkpoint", NO_UTF8],
+        ["segment", "a.png", "--model", NO_UTF8],
         ["compare", "--output", NO_UTF8],
     ],
     ids=lambda value: value[0],

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastslots.cli.segment import _label
 from fastslots.data.decoding import load_image
 from fastslots.models.autoencoder import SlotAutoencoder
 from fastslots.models.registry import trainable_of
@@ -141,11 +142,16 @@ def test_what_was_there_is_replaced(fastslots: Command, images: Path) -> None:
     assert sorted(path.name for path in Path("segments").iterdir()) == ["00.png", "overview.png"]
 
 
+def test_a_label_is_one_short_line() -> None:
+    assert _label(Path("a\n\x07\udcffb.png")) == "a???b"
+    assert _label(Path("exactly-20-letters-x.png")) == "exactly-20-letters-x"
+    assert _label(Path("one-more-than-20-long.png")) == "one-more-than-20-..."
+
+
 def test_names_of_any_length_and_letters_stand_in_the_overview(
     fastslots: Command, images: Path
 ) -> None:
-    name = 100 * "long" + "\n\x07"
-    names = [name[-60:], "a b"]
+    names = ["a\n\x07b", 50 * "long"]
     for place in names:
         shutil.copy(images / "00.png", f"{place}.png")
     result = fastslots(
