@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -76,7 +75,7 @@ class Encoder(nn.Module):
         """See the class."""
         x = colours.contiguous(memory_format=torch.channels_last)
         for layer in self.convs:
-            x = layer(x).relu()
+            x = layer(x).relu_()
         features: Tensor = self.positions(x.permute(0, 2, 3, 1).flatten(1, 2))
         return features
 
@@ -125,7 +124,7 @@ class PixelDecoder(nn.Module):
         x = rearrange(grid, "bk (h w) d -> bk d h w", h=BROADCAST_SIZE)
         x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.convs:
-            x = layer(x).relu()
+            x = layer(x).relu_()
         image: Tensor = self.out(x)
         return list(to_patches(image, image.shape[-1]).unflatten(0, slots.shape[:2]).unbind(2))
 
@@ -149,9 +148,9 @@ class PatchDecoder(nn.Module):
 
     def forward(self, slots: Tensor) -> list[Tensor]:
         """See the class."""
-        x = self.positions(self.slot(slots).unsqueeze(2)).relu()
+        grid = self.positions(self.slot(slots).unsqueeze(2)).relu_()
+        # As a matrix: in place on a view, which a layer gives of anything else, autograd would copy.
+        x = grid.flatten(0, 2)
         for layer in self.mlp:
-            x = layer(x).relu()
-        # A product per channel: slices of one would be read and padded in runs of P numbers.
-        parts = (tensor.split(self.num_pixels) for tensor in (self.out.weight, self.out.bias))
-        return [F.linear(x, weight, bias) for weight, bias in zip(*parts, strict=True)]
+            x = layer(x).relu_()
+        return [part.unflatten(0, grid.shape[:3]) for part in self.out(x).split(self.num_pixels, 1)]
