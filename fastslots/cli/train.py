@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 
+from fastslots.allocator import keep_freed_memory
 from fastslots.cli.flags import listed, with_flags
 from fastslots.cli.options import Device
 from fastslots.cli.paths import check_apart, utf8_path
@@ -129,6 +130,8 @@ def train(
         on_main(processes, lambda: _new_run(run, source))
     if not processes.is_main_process:
         logging.getLogger("fastslots").setLevel(logging.ERROR)
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(derive_seed(recipe.seed, "weights"))
     built = kind.model(config).to(processes.device)
     echo = typer.echo if processes.is_main_process else lambda *_, **__: None

@@ -27,8 +27,8 @@ class Recipe(ABC):
         muon: Muon for the weight matrices, at so many times the learning rates, and Adam for all else; 0:
             Adam for all. The package's autoencoder learns fastest at 20. A run does not go on with Muon that
             began without it, nor the other way round.
-        clip: Largest gradient norm allowed, over all parameters: of SLATE L∞, the largest entry, of the
-            autoencoder L2; inf for no clipping.
+        clip: Largest norm of the whole gradient: of SLATE the L∞ norm (the largest entry), of the autoencoder
+            the L2 norm; inf for no clipping.
         patience: Validations without a better loss after which the learning rates are halved; 0: never.
         validate_every: Steps between validations, each with pictures and a checkpoint.
         validation_images: Images per validation (the whole split if it holds fewer).
