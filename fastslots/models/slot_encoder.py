@@ -44,7 +44,10 @@ class SlotEncoder(nn.Module):
 
     def inputs(self, features: Tensor) -> Tensor:
         """What slot attention takes in, ``[B, N, width]``."""
-        inputs: Tensor = self.mlp(self.layer_norm(features))
+        # In the dtype of the weights: under autocast features are narrow, and of those PyTorch's layer norm
+        # on a CPU sums the gradients of its weights in bfloat16, which loses most of them.
+        normalised = self.layer_norm(features.to(self.layer_norm.weight.dtype))
+        inputs: Tensor = self.mlp(normalised)
         return inputs
 
     def forward(

@@ -121,4 +121,7 @@ class PlainLayers:
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+    # Under autocast in the dtype of the weights, as on CUDA: of narrow inputs a CPU sums the gradients of the
+    # weights in bfloat16, which loses most of many.
+    wide = x.to(torch.promote_types(x.dtype, weight.dtype))
+    return F.layer_norm(wide, (x.shape[-1],), weight, bias, eps)
