@@ -19,12 +19,8 @@ RUNS = ROOT / "runs" / "demo-tuning"
 RESULTS = ROOT / "benchmarks" / "results" / "demo" / "tuning.json"
 TRIED = [
     Arm(f"lr {rate:g}, clip {clip:g}", (*UNROLLED, "--lr-main", str(rate), "--clip", str(clip)))
-    for rate, clip in [
-        *((2e-3, 1.0), (2e-3, 0.1)),
-        *((1e-3, 1.0), (1e-3, 0.1), (1e-3, 0.02)),
-        *((5e-4, 1.0), (5e-4, 0.1)),
-        (2.5e-4, 0.1),
-    ]
+    for rate in (1.5e-3, 7.5e-4, 3.75e-4)
+    for clip in (1.0, 0.1)
 ]
 
 

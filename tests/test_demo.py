@@ -20,7 +20,8 @@ from fastslots.environment import describe_environment
 def row(case: str, **metrics: float) -> ArmRow:
     curve = [[float(step), 1.0, 0.5, 9.0, 4.0] for step in range(1, 3)]
     found: dict[str, list[float | None]] = {name: [mean, 0.01] for name, mean in metrics.items()}
-    return ArmRow(case, {}, {"clip": None}, 50.0, 2**21, curve, 320, found)
+    measured = {"4": found, "9": {"fg_ari": [0.95, 0.01]}}
+    return ArmRow(case, {}, {"clip": None}, 50.0, 2**21, curve, 320, measured)
 
 
 @pytest.mark.slow
@@ -39,7 +40,9 @@ def test_a_dry_run_trains_measures_and_draws_both(
     assert implicit.recipe["seed"] == unrolled.recipe["seed"] == 3
     assert [line[0] for line in implicit.curve] == [2, 4]
     assert unrolled.kept_bytes > implicit.kept_bytes > 0
-    assert 0 <= implicit.metrics["mean_best_overlap"][0] <= 1
+    for measured in (implicit, unrolled):
+        assert list(measured.metrics) == ["4", "9"]
+        assert all(0 <= found["mean_best_overlap"][0] <= 1 for found in measured.metrics.values())
     assert DemoResults.load(Path("demo/demo.json")).rows == results.rows
     for name in ("objects", "beside", "curves"):
         with Image.open(f"demo/{name}.png") as picture:
@@ -77,8 +80,9 @@ def test_the_table_has_a_line_for_each_gradient(tmp_path: Path) -> None:
     rows = [row("implicit", fg_ari=0.9, mean_best_overlap=0.7), row("unrolled", fg_ari=0.5)]
     results = DemoResults(describe_environment(torch.device("cpu")), rows)
     text = demo_markdown(results)
-    assert "| implicit | 0.900 | - | 0.700 | - | 1.000 | 0.50 | 50.0 | 2.00 |" in text
-    assert "| unrolled | 0.500 | - | - | - | 1.000 | 0.50 | 50.0 | 2.00 |" in text
+    assert "| implicit | 4 | 4 | 0.900 | - | 0.700 | - | 1.000 | 0.50 | 50.0 | 2.00 |" in text
+    assert text.count("|  |  | 9 | 0.950 | - | - | - |  |  |  |  |") == 2
+    assert "| unrolled | 4 | 4 | 0.500 | - | - | - | 1.000 | 0.50 | 50.0 | 2.00 |" in text
     assert text.endswith(LEGEND)
     results.save(tmp_path / "demo.json")
     assert DemoResults.load(tmp_path / "demo.json") == results

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from fastslots.benchmark import constant_memory_table, measure_constant_memory
-from fastslots.benchmark.tables import headings_and_cells, terminal_table
-from fastslots.demo.record import COLUMNS, LEGEND
+from fastslots.benchmark.tables import terminal_table
+from fastslots.demo.record import LEGEND, table_of
 from fastslots.demo.run import run_demo
 from fastslots.devices import choose_device
 
@@ -27,7 +27,7 @@ def demo(
     console.width = max(console.width, 110)  # a file or a pipe has 80 columns: the tables need more
     folder = Path("runs/demo")
     results = run_demo(folder, seed, lambda line: console.print(line, soft_wrap=True), tiny=tiny)
-    console.print(terminal_table("", *headings_and_cells(COLUMNS, results.rows), num_left=1))
+    console.print(terminal_table("", *table_of(results), num_left=1))
     console.print(LEGEND + "\n")
     console.print(constant_memory_table(measure_constant_memory(choose_device())))
     console.print(f"Pictures: {folder}/objects.png, beside.png, curves.png")

@@ -6,8 +6,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ITERATIONS = 5
+ITERATIONS = 3
 """Of the implicit arm, which takes a tracked step after them; unrolled, this is one more iteration."""
+MORE_ITERATIONS = 8
+"""The same, of the models when they are measured once more."""
+UNROLLED_STEPS = 1_400
+"""What fits into the time of the implicit arm's steps."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,10 @@ class Arm:
 
 
 IMPLICIT = ("--num-iterations", str(ITERATIONS))
-UNROLLED = ("--gradient", "unrolled", "--num-iterations", str(ITERATIONS + 1))
+UNROLLED = (
+    *("--gradient", "unrolled", "--init-gradient", "none"),
+    *("--num-iterations", str(ITERATIONS + 1), "--steps", str(UNROLLED_STEPS)),
+)
 # The unrolled arm's rate and clipping are the best of those that benchmarks/demo_tuning.py tries.
 ARMS = (
     Arm("implicit", IMPLICIT),
@@ -50,4 +57,4 @@ def train_command(arm: Arm, run: Path, seed: int, *, tiny: bool = False) -> list
     common = ["--model", "autoencoder", "--settings", "cpu", "--seed", str(seed)]
     small = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
     program = [sys.executable, "-m", "fastslots", "train", "--output", str(run)]
-    return [*program, *common, *(small if tiny else []), *arm.flags]
+    return [*program, *common, *arm.flags, *(small if tiny else [])]

@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastslots.benchmark.results_file import ResultsFile, quantile
-from fastslots.benchmark.tables import digits, headings_and_cells, markdown_table, mib
+from fastslots.benchmark.tables import digits, markdown_table, mib
 
 FILE = "demo.json"
-METRICS = ("fg_ari", "ari", "mean_best_overlap", "squared_error_per_image")
+METRICS = {
+    "fg_ari": "{:.3f}",
+    "ari": "{:.3f}",
+    "mean_best_overlap": "{:.3f}",
+    "squared_error_per_image": "{:.1f}",
+}
+"""What is kept of an evaluation, and how it is written."""
 CURVES = ("step", "colour_error", "gradient_l2_norm_main", "squared_error", "slots_used")
 LAST = 5
 """Lines of the log whose mean stands for the end of a training."""
@@ -30,7 +36,8 @@ class ArmRow:
         kept_bytes: What a step's forward keeps for its backward.
         curve: Lines of the log, the numbers that `CURVES` names.
         num_images: Held-out scenes.
-        metrics: Mean and standard error over these, by name; masks are the decoder's.
+        metrics: Mean and standard error over these by name, for each number of steps of slot attention that
+            the model was measured with, the tracked one included; masks are the decoder's.
     """
 
     case: str
@@ -40,7 +47,7 @@ class ArmRow:
     kept_bytes: int
     curve: list[list[float]]
     num_images: int
-    metrics: dict[str, list[float | None]]
+    metrics: dict[str, dict[str, list[float | None]]]
 
     def at_end(self, name: str) -> float:
         """The mean of one of `CURVES` over the last lines of the log."""
@@ -55,27 +62,44 @@ class DemoResults(ResultsFile[ArmRow]):
     row_type: ClassVar[type[ArmRow]] = ArmRow
 
 
-COLUMNS = (
-    ("gradient", lambda row: row.case),
-    ("FG-ARI", lambda row: _mean(row, "fg_ari", "{:.3f}")),
-    ("ARI", lambda row: _mean(row, "ari", "{:.3f}")),
-    ("mBO", lambda row: _mean(row, "mean_best_overlap", "{:.3f}")),
-    ("error per image", lambda row: _mean(row, "squared_error_per_image", "{:.1f}")),
-    ("loss", lambda row: f"{row.at_end('colour_error'):.3f}"),
-    ("gradient norm", lambda row: f"{row.at_end('gradient_l2_norm_main'):.2f}"),
-    ("ms per step", lambda row: digits(row.step_ms)),
-    ("MiB kept", lambda row: mib(row.kept_bytes)),
+HEADINGS = (
+    *("gradient", "steps: trained", "measured", "FG-ARI", "ARI", "mBO", "error per image"),
+    *("loss", "gradient norm", "ms per step", "MiB kept"),
 )
 LEGEND = (
-    "Held-out scenes: how well the decoder's masks agree with the objects (1: wholly), squared error of an "
-    "image in [0, 1]. Training: loss and norm of the whole gradient before clipping at the end, a step's "
-    "time, and what its forward keeps for the backward."
+    "Steps of slot attention in training, and when the model is measured on held-out scenes: how well the "
+    "decoder's masks agree with the objects (1: wholly), squared error of an image in [0, 1]. Training: "
+    "loss and norm of the whole gradient before clipping at the end, a training step's time, and what its "
+    "forward keeps for the backward."
 )
+
+
+def table_of(results: DemoResults) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: a line for each training and number of steps that it was measured with."""
+    return list(HEADINGS), [line for row in results.rows for line in _lines(row)]
 
 
 def demo_markdown(results: DemoResults) -> str:
     """The table in Markdown, and what it says."""
-    return f"{markdown_table(*headings_and_cells(COLUMNS, results.rows), num_left=1)}\n\n{LEGEND}"
+    return f"{markdown_table(*table_of(results), num_left=1)}\n\n{LEGEND}"
+
+
+def _lines(row: ArmRow) -> list[list[str]]:
+    trained = min(row.metrics, key=int)
+    training = [
+        f"{row.at_end('colour_error'):.3f}",
+        f"{row.at_end('gradient_l2_norm_main'):.2f}",
+        digits(row.step_ms),
+        mib(row.kept_bytes),
+    ]
+    lines = []
+    for measured, metrics in row.metrics.items():
+        scores = [_mean(metrics, name, form) for name, form in METRICS.items()]
+        if measured == trained:
+            lines.append([row.case, trained, measured, *scores, *training])
+        else:
+            lines.append(["", "", measured, *scores, *[""] * len(training)])
+    return lines
 
 
 def read_log(run: Path) -> tuple[list[list[float]], float]:
@@ -98,6 +122,6 @@ def finite_numbers(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe | dict.fromkeys(infinite)
 
 
-def _mean(row: ArmRow, metric: str, form: str) -> str:
-    found = row.metrics.get(metric)
+def _mean(metrics: dict[str, list[float | None]], name: str, form: str) -> str:
+    found = metrics.get(name)
     return "-" if found is None or found[0] is None else form.format(found[0])

@@ -16,7 +16,7 @@ from fastslots.benchmark.measure.memory import memory_use
 from fastslots.cli.run_config import read_config
 from fastslots.data.scenes import Scenes
 from fastslots.data.source import DataSource, Split
-from fastslots.demo.arms import ARMS, train_command
+from fastslots.demo.arms import ARMS, ITERATIONS, MORE_ITERATIONS, train_command
 from fastslots.demo.pictures import draw_beside, draw_objects
 from fastslots.demo.plot import plot_demo
 from fastslots.demo.processes import render, run_together
@@ -70,7 +70,7 @@ def run_demo(
     runs = [folder / name for name in commands]
     results = measure(runs)
     results.save(folder / FILE)
-    models = {run.name: _model(run) for run in runs}
+    models = {run.name: _model(run, more=True) for run in runs}
     scenes = _held_out(runs[0], models[ARMS[0].name])
     draw_objects(models[ARMS[0].name], scenes, folder / "objects.png")
     draw_beside(models, scenes, folder / "beside.png")
@@ -102,12 +102,23 @@ def measure(runs: Sequence[Path]) -> DemoResults:
     Raises:
         OSError: If a file cannot be read.
     """
-    rows = [_row(run, _model(run)) for run in runs]
-    return DemoResults(describe_environment(choose_device()), rows)
+    return DemoResults(describe_environment(choose_device()), [_row(run) for run in runs])
 
 
-def _model(run: Path) -> SlotAutoencoder:
-    return SlotAutoencoder.from_pretrained(find_checkpoint(run, "last")).to(choose_device())
+def _model(run: Path, *, more: bool) -> SlotAutoencoder:
+    """The last model of a run, with its own number of iterations or with more."""
+    folder = find_checkpoint(run, "last")
+    model = SlotAutoencoder.from_pretrained(folder)
+    if more:
+        iterations = model.config.num_iterations + MORE_ITERATIONS - ITERATIONS
+        model = SlotAutoencoder.from_pretrained(folder, num_iterations=iterations)
+    return model.to(choose_device())
+
+
+def _steps(model: SlotAutoencoder) -> int:
+    """Steps of slot attention, the tracked one included."""
+    tracked = 0 if model.config.gradient == "unrolled" else 1
+    return model.config.num_iterations + tracked
 
 
 def _held_out(run: Path, model: SlotAutoencoder) -> Scenes:
@@ -118,9 +129,14 @@ def _held_out(run: Path, model: SlotAutoencoder) -> Scenes:
     return scenes
 
 
-def _row(run: Path, model: SlotAutoencoder) -> ArmRow:
+def _row(run: Path) -> ArmRow:
+    model = _model(run, more=False)
     scenes = _held_out(run, model)
-    found = evaluate(model, scenes, num_images=min(HELD_OUT, len(scenes)))
+    num_images = min(HELD_OUT, len(scenes))
+    found = {
+        str(_steps(measured)): evaluate(measured, scenes, num_images=num_images).means
+        for measured in (model, _model(run, more=True))
+    }
     recipe = read_config(run)["recipe"]
     curve, step_ms = read_log(run)
     return ArmRow(
@@ -130,8 +146,11 @@ def _row(run: Path, model: SlotAutoencoder) -> ArmRow:
         step_ms,
         _kept_bytes(model, scenes, min(recipe["batch_size"], len(scenes))),
         curve,
-        found.num_images,
-        {name: list(mean[:2]) for name in METRICS if (mean := found.means.get(name))},
+        num_images,
+        {
+            steps: {name: list(mean[:2]) for name in METRICS if (mean := means.get(name))}
+            for steps, means in found.items()
+        },
     )
 
 
