@@ -167,4 +167,8 @@ def _kept_bytes(model: SlotAutoencoder, scenes: Scenes, batch_size: int) -> int:
         model.zero_grad()
 
     backward(forward())
-    return memory_use(forward, backward, model.device).kept_bytes
+    # Held meanwhile: PyTorch would warn of what it frees without having seen it allocated.
+    held = model.slot_encoder.slot_attention.iterations_used
+    kept_bytes = memory_use(forward, backward, model.device).kept_bytes
+    del held
+    return kept_bytes
