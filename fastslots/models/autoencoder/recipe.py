@@ -32,7 +32,7 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
         "muon": 13.0,
         "warmup_steps": 100,
         "decay": "cosine",
-        "entropy": 0.03,
+        "entropy": 0.05,
         "validate_every": 850,
         "validation_images": 128,
         "log_every": 50,
@@ -52,7 +52,7 @@ class SlotAutoencoderRecipe(Recipe):
         decay: ``"exponential"``; ``"cosine"``: half a cosine to 0 at the last step; or ``"none"``.
         half_life: Steps after which the exponential decay has halved the rate.
         entropy: Weight of the masks' entropy, in nats per pixel, in the loss; it rises from 0 between 20% and
-            60% of the steps. A little of it (0.03) leaves the whole background to one slot. 0: none.
+            60% of the steps. A little of it (0.05) leaves the whole background to one slot. 0: none.
 
     Raises:
         TypeError: If a number has the wrong type.
