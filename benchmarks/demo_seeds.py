@@ -2,7 +2,7 @@
 
     python benchmarks/demo_seeds.py
 
-Writes benchmarks/results/demo/seeds.json, and the pictures and demo.json of seed 0 beside it; the demos lie in
+Writes benchmarks/results/demo/seeds.json, and what the demo of seed 0 wrote beside it; all demos lie in
 runs/demo-seeds/.
 """
 
