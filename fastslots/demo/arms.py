@@ -32,7 +32,7 @@ UNROLLED = (
     *("--gradient", "unrolled", "--init-gradient", "none"),
     *("--num-iterations", str(ITERATIONS + 1), "--steps", str(UNROLLED_STEPS)),
 )
-# The unrolled arm's clipping, and that its rate is the implicit one's, are the best that demo_tuning.py tried.
+# The unrolled arm's clipping, and the implicit one's rate for it, are the best that demo_tuning.py tried.
 ARMS = (
     Arm("implicit", IMPLICIT),
     Arm("unrolled", (*UNROLLED, "--clip", "0.1")),
