@@ -3,7 +3,10 @@
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGE = 1 << 30
+_LARGE, _LARGEST_ONCE = (
+    1 << 30,
+    32 << 20,
+)  # which the first argument of earlier versions must not exceed
 
 
 def keep_freed_memory() -> None:
@@ -16,5 +19,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
-    mallopt(_M_MMAP_THRESHOLD, _LARGE)
-    mallopt(_M_TRIM_THRESHOLD, _LARGE)
+    # The second alone would make it worse: it also ends the library's own raising of the first.
+    if mallopt(_M_MMAP_THRESHOLD, _LARGE) or mallopt(_M_MMAP_THRESHOLD, _LARGEST_ONCE):
+        mallopt(_M_TRIM_THRESHOLD, _LARGE)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from fastslots.allocator import keep_freed_memory
 
 PROGRAM = """
 import resource, sys
@@ -30,6 +33,25 @@ def page_faults(argument: str) -> int:
         [sys.executable, "-c", PROGRAM, argument], capture_output=True, text=True, check=True
     )
     return int(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("most", "asked"),
+    [(1 << 30, [-3, -1]), (32 << 20, [-3, -3, -1]), (0, [-3, -3])],
+    ids=["now", "before", "never"],
+)
+def test_the_threshold_that_a_library_refuses_is_lowered_or_nothing_is_changed(
+    most: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        found.append(parameter)
+        return int(parameter != -3 or value <= most)
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert found == asked
 
 
 @pytest.mark.slow

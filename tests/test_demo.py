@@ -13,8 +13,9 @@ from PIL import Image
 from fastslots.data.source import DataSource
 from fastslots.demo.processes import render, run_together
 from fastslots.demo.record import CURVES, LEGEND, ArmRow, DemoResults, demo_markdown
-from fastslots.demo.run import run_demo
+from fastslots.demo.run import measure, run_demo
 from fastslots.environment import describe_environment
+from tests.cli.test_evaluate_command import SCENES, write_run
 
 
 def row(case: str, **metrics: float) -> ArmRow:
@@ -74,6 +75,19 @@ def test_a_program_that_fails_ends_the_others() -> None:
     }
     with pytest.raises(RuntimeError, match="the failing training ended with exit code 3"):
         run_together(commands, lambda _: None)
+
+
+@pytest.mark.parametrize("names", [["last"], ["first", "second"]], ids=["last", "both-at-once"])
+def test_programs_that_fail_with_no_other_running_are_named(names: list[str]) -> None:
+    failing = {name: [sys.executable, "-c", "raise SystemExit(4)"] for name in names}
+    with pytest.raises(RuntimeError, match=f"the {names[0]} training ended with exit code 4"):
+        run_together({"done": [sys.executable, "-c", ""], **failing}, lambda _: None)
+
+
+def test_a_training_that_ended_early_is_not_measured(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", SCENES, step=2)
+    with pytest.raises(RuntimeError, match=r"run must have taken 250000 steps; got 2$"):
+        measure([tmp_path / "run"])
 
 
 def test_the_table_has_a_line_for_each_gradient(tmp_path: Path) -> None:

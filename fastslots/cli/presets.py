@@ -49,15 +49,14 @@ def switched(
     Raises:
         ValueError: If a number was given in both ways.
     """
-    meanings = {
-        "--no-clip": ("clip", math.inf),
-        "--no-warmup": ("warmup_steps", 0),
+    meanings: dict[str, Mapping[str, Any]] = {
+        "--no-clip": {"clip": math.inf},
+        "--no-warmup": {"warmup_steps": 0},
         "--no-decay": recipe.no_decay,
     }
-    numbers = {}
-    for flag, is_given in switches.items():
-        name, value = meanings[flag]
-        if is_given:
+    numbers: dict[str, Any] = {}
+    for flag in (flag for flag, is_given in switches.items() if is_given):
+        for name, value in meanings[flag].items():
             if name in given:
                 own = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{own} and {flag} exclude each other; got {own} {given[name]}")

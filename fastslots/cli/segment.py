@@ -35,7 +35,7 @@ def segment(
     ],
     model: Annotated[
         Path, typer.Option(parser=utf8_path, metavar="RUN|CHECKPOINT|NAME", help=HELP)
-    ] = Path("scenes"),
+    ],
     output: Annotated[Path, typer.Option(parser=any_path, help="Folder to write to.")] = Path(
         "segments"
     ),

@@ -96,7 +96,9 @@ def train(
     ] = None,
     no_clip: Annotated[bool, switch("--no-clip", "No gradient clipping.")] = False,
     no_warmup: Annotated[bool, switch("--no-warmup", "The peak rate from the first step.")] = False,
-    no_decay: Annotated[bool, switch("--no-decay", "Never halve the learning rates.")] = False,
+    no_decay: Annotated[
+        bool, switch("--no-decay", "The learning rates stay at their peak.")
+    ] = False,
     *,
     flags: dict[str, dict[str, Any]],
 ) -> None:

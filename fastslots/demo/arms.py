@@ -32,7 +32,8 @@ UNROLLED = (
     *("--gradient", "unrolled", "--init-gradient", "none"),
     *("--num-iterations", str(ITERATIONS + 1), "--steps", str(UNROLLED_STEPS)),
 )
-# The unrolled arm's clipping, and the implicit one's rate for it, are the best that demo_tuning.py tried.
+# Of the rates and clippings that benchmarks/demo_tuning.py tried for the unrolled arm, the other one's rate
+# with this clipping was best.
 ARMS = (
     Arm("implicit", IMPLICIT),
     Arm("unrolled", (*UNROLLED, "--clip", "0.1")),
@@ -54,7 +55,7 @@ TINY = {
 
 def train_command(arm: Arm, run: Path, seed: int, *, tiny: bool = False) -> list[str]:
     """What trains an arm into a run folder."""
-    common = ["--model", "autoencoder", "--settings", "cpu", "--seed", str(seed)]
+    common = ["--model", "autoencoder", "--settings", "cpu", "--device", "cpu", "--seed", str(seed)]
     small = [part for name, value in TINY.items() for part in (f"--{name}", str(value))]
     program = [sys.executable, "-m", "fastslots", "train", "--output", str(run)]
     return [*program, *common, *arm.flags, *(small if tiny else [])]

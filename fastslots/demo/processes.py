@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -41,14 +42,20 @@ def render(source: DataSource, image_size: int, counts: Mapping[Split, int]) -> 
         for first in range(0, count, _CHUNK)
     ]
     workers = min(cores(), len(tasks))
-    if workers == 1:
-        for task in tasks:
-            _render(*task)
-        return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        for rendered in [pool.submit(_render, *task) for task in tasks]:
-            rendered.result()
+    with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
+        try:
+            for rendered in [pool.submit(_render, *task) for task in tasks]:
+                rendered.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _begin_worker() -> None:
+    """One thread each; an interrupt is for the process that waits for them."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render(source: DataSource, split: Split, image_size: int, numbers: list[int]) -> None:
@@ -56,7 +63,7 @@ def _render(source: DataSource, split: Split, image_size: int, numbers: list[int
 
 
 def run_together(commands: Mapping[str, list[str]], say: Callable[[str], None]) -> None:
-    """Runs programs at once, each on its share of the cores, and passes their lines on.
+    """Runs programs at once, each with one thread, and passes their lines on.
 
     Args:
         commands: By name.
@@ -65,27 +72,26 @@ def run_together(commands: Mapping[str, list[str]], say: Callable[[str], None]) 
     Raises:
         RuntimeError: If one fails, naming it; the others are stopped.
     """
-    threads = max(1, cores() // len(commands))
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    running = {
-        name: subprocess.Popen(
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for name, command in commands.items()
-    }
-    readers = [
-        threading.Thread(target=_pass_on, args=(name, process.stdout, say))
-        for name, process in running.items()
-        if process.stdout is not None
-    ]
-    for reader in readers:
-        reader.start()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    running: dict[str, subprocess.Popen[str]] = {}
+    readers: list[threading.Thread] = []
     try:
+        for name, command in commands.items():
+            running[name] = process = subprocess.Popen(
+                command,
+                env=environment,
+                text=True,
+                errors="replace",
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            assert process.stdout is not None
+            readers.append(threading.Thread(target=_pass_on, args=(name, process.stdout, say)))
+            readers[-1].start()
         while any(process.poll() is None for process in running.values()):
-            for name, process in running.items():
-                if process.poll():
-                    raise RuntimeError(f"the {name} training ended with exit code {process.poll()}")
+            _check_running(running)
             time.sleep(_POLL_S)
+        _check_running(running)
     finally:
         for process in running.values():
             process.terminate()
@@ -93,6 +99,12 @@ def run_together(commands: Mapping[str, list[str]], say: Callable[[str], None]) 
             process.wait()
         for reader in readers:
             reader.join()
+
+
+def _check_running(running: Mapping[str, subprocess.Popen[str]]) -> None:
+    for name, process in running.items():
+        if process.poll():
+            raise RuntimeError(f"the {name} training ended with exit code {process.returncode}")
 
 
 def _pass_on(name: str, lines: IO[str], say: Callable[[str], None]) -> None:

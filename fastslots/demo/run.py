@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastslots._extras import require
 from fastslots.benchmark.measure.memory import memory_use
 from fastslots.cli.run_config import read_config
 from fastslots.data.scenes import Scenes
@@ -28,15 +29,16 @@ from fastslots.demo.record import (
     finite_numbers,
     read_log,
 )
-from fastslots.devices import choose_device
 from fastslots.environment import describe_environment
 from fastslots.evaluation import evaluate
 from fastslots.models.autoencoder import SlotAutoencoder
 from fastslots.models.autoencoder.recipe import CPU_SETTINGS
-from fastslots.training.checkpoints import find_checkpoint
+from fastslots.training.checkpoints import find_checkpoint, last_step
 from fastslots.training.validation import validation_keys
 
 HELD_OUT = 320
+"""Scenes that are measured."""
+_CPU = torch.device("cpu")
 
 
 def run_demo(
@@ -55,9 +57,12 @@ def run_demo(
 
     Raises:
         RuntimeError: If a training fails.
+        ImportError: If something is not installed.
         OSError: If a file cannot be written.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    require("matplotlib", "benchmark")  # before the minutes, not after
+    if folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     commands = {arm.name: train_command(arm, folder / arm.name, seed, tiny=tiny) for arm in ARMS}
     started = time.perf_counter()
@@ -79,13 +84,11 @@ def run_demo(
 
 
 def render_scenes(say: Callable[[str], None]) -> None:
-    """Renders the demo's scenes into their cache; a GPU renders them in the time of a step.
+    """Renders the demo's scenes into their cache, on all cores.
 
     Raises:
         OSError: If the cache cannot be written.
     """
-    if choose_device().type == "cuda":
-        return
     say("rendering scenes")
     data = CPU_SETTINGS["data"]
     counts: dict[Split, int] = {
@@ -102,17 +105,20 @@ def measure(runs: Sequence[Path]) -> DemoResults:
     Raises:
         OSError: If a file cannot be read.
     """
-    return DemoResults(describe_environment(choose_device()), [_row(run) for run in runs])
+    return DemoResults(describe_environment(_CPU), [_row(run) for run in runs])
 
 
 def _model(run: Path, *, more: bool) -> SlotAutoencoder:
-    """The last model of a run, with its own number of iterations or with more."""
+    """The last model of a run that is over, with its own number of iterations or with more."""
+    done, steps = last_step(run), read_config(run)["recipe"]["steps"]
+    if done != steps:
+        raise RuntimeError(f"the training in {run} must have taken {steps} steps; got {done}")
     folder = find_checkpoint(run, "last")
     model = SlotAutoencoder.from_pretrained(folder)
     if more:
         iterations = model.config.num_iterations + MORE_ITERATIONS - ITERATIONS
         model = SlotAutoencoder.from_pretrained(folder, num_iterations=iterations)
-    return model.to(choose_device())
+    return model
 
 
 def _steps(model: SlotAutoencoder) -> int:

@@ -25,8 +25,8 @@ class Recipe(ABC):
         accumulation: Parts that a process takes its share of a step's batch in, one after the other; more of
             them need less memory and change no result but its rounding.
         muon: Muon for the weight matrices, at so many times the learning rates, and Adam for all else; 0:
-            Adam for all. The package's autoencoder learns fastest at 20. A run does not go on with Muon that
-            began without it, nor the other way round.
+            Adam for all. It works in bfloat16 in any precision, and was tried with the autoencoder alone. A
+            run does not go on with it that began without, nor the other way round.
         clip: Largest norm of the whole gradient: of SLATE the L∞ norm (the largest entry), of the autoencoder
             the L2 norm; inf for no clipping.
         patience: Validations without a better loss after which the learning rates are halved; 0: never.
@@ -45,7 +45,7 @@ class Recipe(ABC):
         may_be_zero: Names of the numbers that may be 0.
         choices: What a text may be, by name.
         norm: The order of the norm that `clip` bounds and that is logged.
-        no_decay: The number, and its value, that leave the learning rates at their peak.
+        no_decay: The numbers that leave the learning rates at their peak.
         added_after: The number after which a command's help has those that a model's own recipe adds.
 
     Raises:
@@ -56,7 +56,7 @@ class Recipe(ABC):
     may_be_zero: ClassVar[tuple[str, ...]] = ("seed", "patience", "muon")
     choices: ClassVar[Mapping[str, Sequence[str]]] = {"precision": PRECISIONS}
     norm: ClassVar[float] = math.inf
-    no_decay: ClassVar[tuple[str, Any]] = ("patience", 0)
+    no_decay: ClassVar[Mapping[str, Any]] = {"patience": 0}
     added_after: ClassVar[str] = "accumulation"
 
     steps: int = 250_000

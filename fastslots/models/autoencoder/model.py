@@ -28,6 +28,7 @@ from fastslots.models.checks import (
 from fastslots.models.precision import wide_dtype
 from fastslots.models.pretrained import PretrainedModel
 from fastslots.models.slot_encoder import SlotEncoder
+from fastslots.pictures import mask_segmentation
 
 
 class SlotAutoencoder(PretrainedModel):
@@ -166,7 +167,8 @@ class SlotAutoencoder(PretrainedModel):
             ValueError: If a shape or device is wrong.
             TypeError: If a dtype is wrong.
         """
-        return self._masks(self._paint(self.encode(image, slots, keys)[0])[1]).argmax(1)
+        log_masks = self._paint(self.encode(image, slots, keys)[0])[1]
+        return mask_segmentation(self._masks(log_masks.exp())).long()
 
     @torch.no_grad()
     def look(self, image: Tensor, keys: Tensor | None = None) -> SlotAutoencoderLook:

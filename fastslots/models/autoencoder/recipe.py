@@ -67,7 +67,7 @@ class SlotAutoencoderRecipe(Recipe):
         **Recipe.choices,
         "decay": ("exponential", "cosine", "none"),
     }
-    no_decay: ClassVar[tuple[str, Any]] = ("decay", "none")
+    no_decay: ClassVar[Mapping[str, Any]] = {"decay": "none", "patience": 0}
     norm: ClassVar[float] = 2.0
 
     steps: int = 500_000
