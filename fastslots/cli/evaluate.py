@@ -71,8 +71,8 @@ def evaluate(
         Path | None,
         typer.Option(
             parser=any_path,
-            help="Folder to write to. Default: RUN/evaluation-SPLIT, beside a checkpoint that is in "
-            "no run, or here for a model that comes with the package.",
+            help="Folder to write to. Default: RUN/evaluation-SPLIT (with other slots or iterations also "
+            "these), beside a checkpoint that is in no run, or here for a model that comes with the package.",
         ),
     ] = None,
     *,
@@ -100,7 +100,8 @@ def evaluate(
     data = source.open(cast("Split", split), model.config.image_size, where, files)
     check_request(data, num_images=images, batch_size=batch_size, masks=masks)
     if output is None:
-        output = _output(folder, run, f"evaluation-{split}")
+        changed = "".join(f"-{number}-{name}" for name, number in settings.items())
+        output = _output(folder, run, f"evaluation-{split}{changed}")
     check_apart(output, source.data)
     check_writable(output)
 

@@ -17,7 +17,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 SHIPPED = Path(__file__).parents[1] / "pretrained"
 """The models that come with the package, each in a folder of its name."""
-_KIND = "kind"
+_KIND, _FIRST_KIND = "kind", "SLATE"  # the only one when models were saved without it
 
 
 class PretrainedModel(nn.Module):
@@ -117,7 +117,7 @@ class PretrainedModel(nn.Module):
         safetensors_torch = require("safetensors.torch", "train")
         folder = find_model(folder)
         kind, saved = _read_settings(folder / CONFIG_FILE)
-        if kind not in (None, cls.kind):  # earlier versions saved none
+        if kind != cls.kind:
             raise ValueError(
                 f"folder {str(folder)!r} holds a model of kind {kind!r}; got it read as {cls.kind!r}: "
                 f"read it with {kind}.from_pretrained"
@@ -197,8 +197,8 @@ def shipped_models() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{WEIGHTS_FILE}"))
 
 
-def kind_of(folder: Path) -> str | None:
-    """What kind of model a folder holds, as its ``config.json`` says; None if an earlier version wrote that.
+def kind_of(folder: Path) -> str:
+    """What kind of model a folder holds, as its ``config.json`` says.
 
     Raises:
         ValueError: If the file is damaged.
@@ -218,7 +218,7 @@ def _models_in(folder: Path) -> str:
     return f", but {len(models)} of its folders do: pass one, such as {str(models[-1])!r}"
 
 
-def _read_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
+def _read_settings(path: Path) -> tuple[str, dict[str, Any]]:
     """The kind of a model, and its settings."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -226,7 +226,7 @@ def _read_settings(path: Path) -> tuple[str | None, dict[str, Any]]:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a JSON object; got {type(settings).__name__}")
-    return settings.pop(_KIND, None), settings
+    return settings.pop(_KIND, _FIRST_KIND), settings
 
 
 def _make_config(path: Path, config_class: type[Any], settings: dict[str, Any]) -> Any:

@@ -84,7 +84,7 @@ def load_model(folder: str | os.PathLike[str], **settings: Any) -> PretrainedMod
         OSError: As there.
     """
     path = find_model(folder)
-    kind = kind_of(path) or SLATE.kind  # the only one that was saved without a kind
+    kind = kind_of(path)
     for known in MODELS.values():
         if known.model.kind == kind:
             return known.model.from_pretrained(path, **settings)

@@ -57,11 +57,11 @@ def restore_checkpoint(folder: Path, model: PretrainedModel, optimizers: Optimiz
     """
     try:
         kind = kind_of(folder)
-        if kind in (None, model.kind):
+        if kind == model.kind:
             saved = type(model).from_pretrained(folder)
     except (FileNotFoundError, ValueError, TypeError) as error:
         raise DamagedError(f"the checkpoint in {folder} is damaged: {error}") from error
-    if kind not in (None, model.kind):
+    if kind != model.kind:
         raise ValueError(f"the checkpoint in {folder} must be of a {model.kind}; got a {kind}")
     if saved.config != model.config:
         ours, theirs = asdict(model.config), asdict(saved.config)

@@ -217,7 +217,8 @@ def test_a_model_may_have_other_slots_and_iterations(
     options = ["--data", images, "--num-slots", 5, "--num-iterations", 4, "--device", "cpu"]
     result = fastslots("evaluate", "model", *options)
     assert result.code == 0, result.err
-    report = read("model-evaluation-test")
+    assert not Path("model-evaluation-test").exists()  # which is the model's own
+    report = read("model-evaluation-test-5-num_slots-4-num_iterations")
     changes = {"num_slots": 5, "num_iterations": 4}
     assert report["model"] == dataclasses.asdict(model.config) | changes
     data = DataSource(data=str(images)).open("test", 8, torch.device("cpu"))
