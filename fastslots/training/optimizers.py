@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastslots.training.muon import Muon
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -16,7 +18,7 @@ COUNT, MUON_SUM = "step", "momentum_buffer"
 # What each keeps of a parameter.
 _STATE: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adam: (COUNT, "exp_avg", "exp_avg_sq"),
-    torch.optim.Muon: (MUON_SUM,),
+    Muon: (MUON_SUM,),
 }
 
 
@@ -43,7 +45,7 @@ class Optimizers:
         if adam:
             self.all.append(torch.optim.Adam(adam, fused=True))
         if of_muon:
-            self.all.append(torch.optim.Muon(of_muon, weight_decay=0.0))
+            self.all.append(Muon(of_muon))
         self._prepared = list(self.all)
 
     def prepare(self, accelerator: Accelerator) -> None:
@@ -53,7 +55,7 @@ class Optimizers:
     def set_rates(self, rates: Mapping[str, float]) -> None:
         """Sets the learning rate of every group."""
         for optimizer in self.all:
-            times = self.muon if isinstance(optimizer, torch.optim.Muon) else 1.0
+            times = self.muon if isinstance(optimizer, Muon) else 1.0
             for group in optimizer.param_groups:
                 group["lr"] = rates[group["name"]] * times
 

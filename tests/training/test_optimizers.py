@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastslots.training import train
 from fastslots.training.batches import BatchParts
+from fastslots.training.muon import Muon
 from fastslots.training.optimizers import Optimizers
 from fastslots.training.processes import make_accelerator
 from fastslots.training.restoring import DamagedError
@@ -51,7 +52,7 @@ def test_muon_takes_the_matrices_and_adam_the_rest_at_their_rates() -> None:
     optimizers = Optimizers(groups, muon=20.0)
     optimizers.set_rates(RATES)
     adam, muon = optimizers.all
-    assert (type(adam), type(muon)) == (torch.optim.Adam, torch.optim.Muon)
+    assert (type(adam), type(muon)) == (torch.optim.Adam, Muon)
     for optimizer, is_muon in ((adam, False), (muon, True)):
         assert taken(optimizer) == {
             name: (
@@ -70,7 +71,7 @@ def test_without_muon_adam_takes_all() -> None:
     assert taken(adam) == {n: (RATES[n], [id(p) for p in group]) for n, group in groups.items()}
 
 
-@pytest.mark.parametrize(("kept", "kind"), [(2, torch.optim.Muon), (1, torch.optim.Adam)])
+@pytest.mark.parametrize(("kept", "kind"), [(2, Muon), (1, torch.optim.Adam)])
 def test_one_of_them_may_have_nothing_to_do(kept: int, kind: type) -> None:
     groups = {name: [p for p in group if p.ndim == kept] for name, group in parameters().items()}
     optimizers = Optimizers(groups, muon=1.0)
@@ -86,7 +87,7 @@ def test_steps_are_those_of_both_by_themselves() -> None:
     optimizers = Optimizers(groups, muon=20.0)
     for name, rate in RATES.items():
         alone = [
-            torch.optim.Muon([p for p in others[name] if p.ndim == 2], 20 * rate, weight_decay=0),
+            Muon([{"params": [p for p in others[name] if p.ndim == 2], "lr": 20 * rate}]),
             torch.optim.Adam([p for p in others[name] if p.ndim != 2], rate, fused=True),
         ]
         for _ in range(3):
