@@ -12,8 +12,9 @@ of iterations get a plot of all, which is drawn again. In the same way ``<!-- sl
 ``<!-- gpu:measured -->`` to ``<!-- /gpu -->`` get what `scripts/gpu_run report` wrote of every card, what
 `fastslots compare` wrote there included, and
 ``<!-- gpu:kernels -->``, in kernels/README.md, where the time of a training step goes.
-``<!-- headline:ratios -->`` to ``<!-- /headline -->`` get ratios of all of these, and
-``<!-- demo:NAME -->`` to ``<!-- /demo -->`` the table of a `scripts/demo` whose ``demo.json`` is NAME.json.
+``<!-- headline:ratios -->`` to ``<!-- /headline -->`` get ratios of all of these,
+``<!-- demo:NAME -->`` to ``<!-- /demo -->`` the table of a `scripts/demo` whose ``demo.json`` is NAME.json,
+and ``<!-- shipped:NAME -->`` to ``<!-- /shipped -->`` what ``python -m fastslots.shipped`` wrote of a model.
 ``--check`` writes nothing and fails if one of the files is not up to date.
 """
 
@@ -38,10 +39,12 @@ from fastslots.comparison.record import FILE as COMPARISON
 from fastslots.comparison.record import Comparison
 from fastslots.comparison.report import markdown as comparison_markdown
 from fastslots.demo.record import DemoResults, demo_markdown
+from fastslots.shipped.plot import plot_training
+from fastslots.shipped.record import ShippedResults, shipped_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-KINDS = ("benchmark", "slate-steps", "gpu", "headline", "demo")
+KINDS = ("benchmark", "slate-steps", "gpu", "headline", "demo", "shipped")
 FILES = ("README.md", "benchmarks/README.md", "kernels/README.md")
 BLOCK = re.compile(
     rf"(?P<start><!-- (?P<kind>{'|'.join(KINDS)}):(?P<name>[\w/-]+)"
@@ -104,6 +107,8 @@ def filled(readme: str, results: Path, *, draw: bool, link: str = "benchmarks/re
         elif match["kind"] == "demo":
             found = DemoResults.load(path)
             parts = [demo_markdown(found), environment_line(found.environment)]
+        elif match["kind"] == "shipped":
+            parts = _shipped_parts(path, place)
         else:
             parts = _parts(path, place, counts or None)
         return match["start"] + "\n" + "\n\n".join(filter(None, parts)) + "\n\n" + match["end"]
@@ -163,6 +168,18 @@ def _comparison_parts(folder: Path, place: Place) -> list[str]:
 
 def _image(alt: str, picture: Path, place: Place) -> str:
     return f"![{alt}]({place.link}/{picture.relative_to(place.results).as_posix()})"
+
+
+def _shipped_parts(path: Path, place: Place) -> list[str]:
+    found = ShippedResults.load(path)
+    pictures = {
+        "What it makes of held-out scenes": path.with_suffix(".png"),
+        "Its loss in training": path.with_name(f"{path.stem}-curve.png"),
+    }
+    if place.draw:
+        plot_training(found, pictures["Its loss in training"])
+    images = [_image(alt, picture, place) for alt, picture in pictures.items()]
+    return [images[0], shipped_markdown(found), images[1]]
 
 
 def _step_parts(path: Path, place: Place) -> list[str]:

@@ -9,8 +9,8 @@ import torch
 import typer
 
 from fastslots.cli.options import Device, Seed
-from fastslots.cli.paths import any_path, check_are_files, utf8_path
-from fastslots.cli.saved import HELP, find_saved, load_saved
+from fastslots.cli.paths import any_path, check_are_files
+from fastslots.cli.saved import DEFAULT_MODEL, Model, find_saved, load_saved
 from fastslots.data.folder import load_image
 from fastslots.devices import choose_device
 from fastslots.files import check_writable
@@ -22,10 +22,7 @@ def reconstruct(
     images: Annotated[
         list[Path], typer.Argument(parser=any_path, metavar="IMAGE", help="PNG or JPEG files.")
     ],
-    checkpoint: Annotated[
-        Path,
-        typer.Option(parser=utf8_path, help=HELP),
-    ],
+    model: Model = DEFAULT_MODEL,
     output: Annotated[Path, typer.Option(parser=any_path, help="PNG file to write.")] = Path(
         "reconstruction.png"
     ),
@@ -45,7 +42,7 @@ def reconstruct(
         raise ValueError(f"output must be another file than the images; got {str(output)!r}")
     check_writable(output.parent)
     where = choose_device(device)
-    model = load_saved(find_saved(checkpoint), where)
-    batch = torch.stack([load_image(path, model.config.image_size) for path in images])
-    draw(trainable_of(model), batch.to(where, model.dtype), output, seed)
+    loaded = load_saved(find_saved(model), where)
+    batch = torch.stack([load_image(path, loaded.config.image_size) for path in images])
+    draw(trainable_of(loaded), batch.to(where, loaded.dtype), output, seed)
     typer.echo(f"wrote {output}")

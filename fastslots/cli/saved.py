@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
+from fastslots.cli.paths import utf8_path
 from fastslots.models.pretrained import PretrainedModel, find_model, shipped_models
 from fastslots.models.registry import load_model
 from fastslots.training.checkpoints import find_checkpoint
@@ -16,6 +18,9 @@ HELP = (
     "A run folder (its best checkpoint), a checkpoint's folder, or the name of a model that comes "
     "with the package."
 )
+Model = Annotated[Path, typer.Option(parser=utf8_path, metavar="RUN|CHECKPOINT|NAME", help=HELP)]
+DEFAULT_MODEL = Path("scenes")
+"""That comes with the package."""
 
 
 def find_saved(model: Path) -> Path:

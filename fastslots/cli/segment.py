@@ -13,8 +13,8 @@ import typer
 from torch import Tensor
 
 from fastslots.cli.options import Device, Seed
-from fastslots.cli.paths import any_path, check_are_files, utf8_path
-from fastslots.cli.saved import HELP, find_saved, load_saved
+from fastslots.cli.paths import any_path, check_are_files
+from fastslots.cli.saved import DEFAULT_MODEL, Model, find_saved, load_saved
 from fastslots.data.decoding import load_image, open_image
 from fastslots.devices import choose_device
 from fastslots.files import check_writable, write_together
@@ -33,9 +33,7 @@ def segment(
     images: Annotated[
         list[Path], typer.Argument(parser=any_path, metavar="IMAGE", help="PNG or JPEG files.")
     ],
-    model: Annotated[
-        Path, typer.Option(parser=utf8_path, metavar="RUN|CHECKPOINT|NAME", help=HELP)
-    ],
+    model: Model = DEFAULT_MODEL,
     output: Annotated[Path, typer.Option(parser=any_path, help="Folder to write to.")] = Path(
         "segments"
     ),
@@ -63,12 +61,12 @@ def segment(
     segments: list[Tensor] = []
     columns: dict[str, list[Tensor]] = defaultdict(list)
     slots: list[Tensor] = []
-    for found, some_columns, some_slots in _segmented(loaded, images, seed):
+    for found, panels in _segmented(loaded, images, seed):
         segments += found
-        if sum(map(len, slots)) < MOST_ROWS:
-            slots.append(some_slots)
-            for name, column in some_columns.items():
+        if panels is not None:
+            for name, column in panels[0].items():
                 columns[name].append(column)
+            slots.append(panels[1])
     pictures = [label_map(labels, loaded.config.num_slots) for labels in segments]
     write_together(
         {
@@ -89,8 +87,8 @@ def segment(
 @torch.no_grad()
 def _segmented(
     model: PretrainedModel, images: list[Path], seed: int
-) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
-    """Segments, ``[B, S, S]``, and the panels of some images after the other."""
+) -> Iterator[tuple[Tensor, tuple[dict[str, Tensor], Tensor] | None]]:
+    """Segments, ``[B, S, S]``, and the panels, of those that are shown, of some images after the other."""
     measurable = measurable_of(model)
     key = validation_keys(0, 1, seed).to(model.device)  # of an image that is drawn by itself
     for first in range(0, len(images), AT_A_TIME):
@@ -98,7 +96,8 @@ def _segmented(
         image = torch.stack([load_image(path, model.config.image_size) for path in paths])
         image = image.to(model.device, model.dtype)
         seen = measurable.look(image, key.repeat(len(image), 1))
-        yield measurable.segments(seen)[""].cpu(), *measurable.panels(image, seen)
+        panels = measurable.panels(image, seen) if first < MOST_ROWS else None
+        yield measurable.segments(seen)[""].cpu(), panels
 
 
 def _maps(images: list[Path], output: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastslots.data.scenes import Scenes
-from fastslots.models.autoencoder import SlotAutoencoder
+from fastslots.models.pretrained import PretrainedModel
 from fastslots.models.registry import measurable_of
 from fastslots.noise import sample_keys
 from fastslots.pictures import save_panels
@@ -18,7 +18,7 @@ SHOWN = 6
 BESIDE = 4
 
 
-def draw_objects(model: SlotAutoencoder, scenes: Scenes, path: Path) -> None:
+def draw_objects(model: PretrainedModel, scenes: Scenes, path: Path) -> None:
     """Draws the first scenes, a row each: image, reconstruction, objects, masks, attention, slots.
 
     Raises:
@@ -28,7 +28,7 @@ def draw_objects(model: SlotAutoencoder, scenes: Scenes, path: Path) -> None:
     save_panels(path, columns, slots)
 
 
-def draw_beside(models: Mapping[str, SlotAutoencoder], scenes: Scenes, path: Path) -> None:
+def draw_beside(models: Mapping[str, PretrainedModel], scenes: Scenes, path: Path) -> None:
     """Draws the first scenes, each in as many rows as there are models.
 
     Raises:
@@ -41,7 +41,7 @@ def draw_beside(models: Mapping[str, SlotAutoencoder], scenes: Scenes, path: Pat
 
 
 @torch.no_grad()
-def _panels(model: SlotAutoencoder, scenes: Scenes, count: int) -> tuple[dict[str, Tensor], Tensor]:
+def _panels(model: PretrainedModel, scenes: Scenes, count: int) -> tuple[dict[str, Tensor], Tensor]:
     numbers = range(min(count, len(scenes)))
     batch, measurable = scenes.batch(numbers), measurable_of(model)
     image = batch.images.to(model.device)

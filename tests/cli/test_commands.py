@@ -60,7 +60,7 @@ def test_reconstruct_draws_panels_for_any_images(
     fastslots: Command, run: Path, images: Path
 ) -> None:
     Image.open(images / "00.png").convert("L").save("gray.jpg")
-    result = fastslots("reconstruct", images / "01.png", "gray.jpg", "--checkpoint", run)
+    result = fastslots("reconstruct", images / "01.png", "gray.jpg", "--model", run)
     assert result.code == 0, result.err
     with Image.open("reconstruction.png") as picture:
         assert picture.width > 4 * 90
@@ -69,7 +69,7 @@ def test_reconstruct_draws_panels_for_any_images(
 
 def test_reconstruct_is_decided_by_the_seed(fastslots: Command, run: Path, images: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        options = ["--checkpoint", run, "--output", f"{name}.png", "--seed", seed]
+        options = ["--model", run, "--output", f"{name}.png", "--seed", seed]
         assert fastslots("reconstruct", images / "01.png", *options).code == 0
     a, b, c = (Path(f"{name}.png").read_bytes() for name in "abc")
     assert a == b != c
@@ -89,7 +89,7 @@ def test_reconstruct_draws_what_a_run_of_that_kind_does(
     model = make().to(dtype)
     model.save_pretrained(tmp_path / "shipped" / "blocks")
     paths = [images / "01.png", images / "02.png"]
-    result = fastslots("reconstruct", *paths, "--checkpoint", "blocks", "--device", "cpu")
+    result = fastslots("reconstruct", *paths, "--model", "blocks", "--device", "cpu")
     assert result.code == 0, result.err
     batch = torch.stack([load_image(path, 8) for path in paths]).to(dtype)
     draw(trainable_of(model), batch, Path("expected.png"), seed=0)
@@ -194,27 +194,26 @@ def test_an_output_that_is_a_file_is_named(fastslots: Command, images: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.png", "--checkpoint", "run"], "missing.png"),
-        (["corrupt.png", "--checkpoint", "run"], "corrupt.png"),
+        (["missing.png", "--model", "run"], "missing.png"),
+        (["corrupt.png", "--model", "run"], "corrupt.png"),
         (
-            ["images", "--checkpoint", "run"],
+            ["images", "--model", "run"],
             "IMAGE must be a PNG or JPEG file; got 'images', which",
         ),
-        (["images/00.png", "--checkpoint", "nowhere"], "nowhere holds no checkpoint"),
+        (["images/00.png", "--model", "nowhere"], "nowhere holds no checkpoint"),
         (
-            ["images/00.png", "--checkpoint", "run", "--output", "run/../images/00.png"],
+            ["images/00.png", "--model", "run", "--output", "run/../images/00.png"],
             "output must be another file than the images; got 'run/../images/00.png'",
         ),
         (
-            ["images/00.png", "--checkpoint", "run", "--output", "corrupt.png/a.png"],
+            ["images/00.png", "--model", "run", "--output", "corrupt.png/a.png"],
             "output must be a folder that can be made and written to; got 'corrupt.png'",
         ),
         (
-            ["images/00.png", "--checkpoint", "run", "--output", "a.gif"],
+            ["images/00.png", "--model", "run", "--output", "a.gif"],
             "output must be a PNG file",
         ),
-        (["images/00.png"], "Missing option '--checkpoint'"),
-        (["--checkpoint", "run"], "IMAGE"),
+        (["--model", "run"], "IMAGE"),
     ],
 )
 def test_reconstruct_names_what_is_wrong(

@@ -91,7 +91,7 @@ def test_an_interrupt_that_is_ignored_stays_so(
         (["evaluate", "run", "--device", "cpu"], "fastslots.cli.evaluate.measure"),
         (["evaluate", "run", "--device", "cpu"], "fastslots.data.source.Scenes"),
         (
-            ["reconstruct", "images/00.png", "--checkpoint", "run"],
+            ["reconstruct", "images/00.png", "--model", "run"],
             "fastslots.cli.reconstruct.load_image",
         ),
         (
@@ -180,9 +180,9 @@ def test_wrong_usage_is_one_line(fastslots: Command, arguments: list[str], messa
         (["evaluate"], "CHECKPOINT_OR_RUN"),
         (["evaluate", "run", "--output"], "--output"),
         (["evaluate", "run", "--data"], "data"),
-        (["reconstruct", "--checkpoint", "run"], "IMAGE"),
-        (["reconstruct", "a.png", "--checkpoint"], "--checkpoint"),
-        (["reconstruct", "a.png", "--checkpoint", "run", "--output"], "--output"),
+        (["reconstruct", "--model", "run"], "IMAGE"),
+        (["reconstruct", "a.png", "--model"], "--model"),
+        (["reconstruct", "a.png", "--model", "run", "--output"], "--output"),
         (["segment", "--model", "run"], "IMAGE"),
         (["segment", "a.png", "--model"], "--model"),
         (["segment", "a.png", "--model", "run", "--output"], "--output"),
@@ -213,7 +213,7 @@ NO_UTF8 = "a\udcff"
         ["train", "--output", NO_UTF8],
         ["train", "--resume", NO_UTF8],
         ["evaluate", NO_UTF8],
-        ["reconstruct", "a.png", "--checkpoint", NO_UTF8],
+        ["reconstruct", "a.png", "--model", NO_UTF8],
         ["segment", "a.png", "--model", NO_UTF8],
         ["compare", "--output", NO_UTF8],
     ],
@@ -232,7 +232,7 @@ def test_other_paths_need_no_utf8(fastslots: Command, images: Path) -> None:
     write_run(Path("run"), SCENES)
     images = images.rename(NO_UTF8)
     image = (images / "00.png").rename(images / f"{NO_UTF8}.png")
-    shown = fastslots("reconstruct", image, "--checkpoint", "run", "--output", images / "out.png")
+    shown = fastslots("reconstruct", image, "--model", "run", "--output", images / "out.png")
     assert shown.code == 0, shown.err
     options = ("--data", images, "--device", "cpu", "--output", f"out{NO_UTF8}")
     assert fastslots("evaluate", "run", *options).code == 0

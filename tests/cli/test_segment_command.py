@@ -61,7 +61,7 @@ def test_a_label_map_has_the_slot_of_every_pixel_in_the_colours_of_pictures(
     model.save_pretrained("model")
     paths = [images / f"{index:02d}.png" for index in range(3)]
     options = ["--model", "model", "--seed", seed, "--device", "cpu", "--output", "out"]
-    result = fastslots("segment", "--model", "scenes", *paths, *options)
+    result = fastslots("segment", *paths, *options)
     assert result.code == 0, result.err
     names = ["00.png", "01.png", "02.png", "overview.png"]
     assert sorted(path.name for path in Path("out").iterdir()) == names
@@ -103,26 +103,21 @@ def test_an_image_has_the_same_slots_alone_and_among_many(
     monkeypatch.setattr("fastslots.cli.segment.AT_A_TIME", 3)
     monkeypatch.setattr("fastslots.cli.segment.MOST_ROWS", 4)
     paths = sorted(images.iterdir())[:8]
-    together = fastslots(
-        "segment", "--model", "scenes", *paths, "--device", "cpu", "--output", "together"
-    )
+    together = fastslots("segment", *paths, "--device", "cpu", "--output", "together")
     assert together.code == 0, together.err
     assert "wrote 8 label maps and overview.png of the first 4 to together" in together.out
     with Image.open("together/overview.png") as picture:
         assert picture.height == 32 + 4 * 132 - 4 + 12
     for path in paths:
-        assert (
-            fastslots(
-                "segment", "--model", "scenes", path, "--device", "cpu", "--output", "alone"
-            ).code
-            == 0
-        )
+        assert fastslots("segment", path, "--device", "cpu", "--output", "alone").code == 0
         assert torch.equal(labels(Path("alone") / path.name), labels(Path("together") / path.name))
 
 
-def test_the_model_may_be_a_run_or_one_of_the_package(fastslots: Command, images: Path) -> None:
+def test_the_model_may_be_a_run_and_is_one_of_the_package_otherwise(
+    fastslots: Command, images: Path
+) -> None:
     write_run(Path("run"), SCENES)
-    for name, options in (("run", ["--model", "run"]), ("scenes", ["--model", "scenes"])):
+    for name, options in (("run", ["--model", "run"]), ("scenes", [])):
         out = ["--output", name + "-out", "--device", "cpu"]
         result = fastslots("segment", images / "00.png", *options, *out)
         assert result.code == 0, result.err
@@ -137,7 +132,7 @@ def test_a_larger_image_leaves_a_map_of_the_models_size_and_the_help_says_so(
 ) -> None:
     with Image.open(images / "00.png") as picture:
         picture.resize((40, 30)).save("large.jpg")
-    assert fastslots("segment", "--model", "scenes", "large.jpg", "--device", "cpu").code == 0
+    assert fastslots("segment", "large.jpg", "--device", "cpu").code == 0
     assert labels("segments/large.png").shape == (8, 8)
     text = " ".join(fastslots("segment", "--help").out.split())
     assert "It has the model's size, to which images are resized, larger ones too" in text
@@ -145,10 +140,7 @@ def test_a_larger_image_leaves_a_map_of_the_models_size_and_the_help_says_so(
 
 def test_what_was_there_is_replaced(fastslots: Command, images: Path) -> None:
     for _ in range(2):
-        assert (
-            fastslots("segment", "--model", "scenes", images / "00.png", "--device", "cpu").code
-            == 0
-        )
+        assert fastslots("segment", images / "00.png", "--device", "cpu").code == 0
     assert sorted(path.name for path in Path("segments").iterdir()) == ["00.png", "overview.png"]
 
 
@@ -224,7 +216,7 @@ def test_names_what_is_wrong_before_anything_is_made(
     for copy in ("other/00.jpg", "other/overview.jpg", "images/a.png", "images/A.png"):
         shutil.copy(images / "00.png", copy)
     before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
-    result = fastslots("segment", "--model", "scenes", *arguments)
+    result = fastslots("segment", *arguments)
     assert result.code == 2
     assert message in result.err
     assert "Traceback" not in result.err
@@ -233,7 +225,7 @@ def test_names_what_is_wrong_before_anything_is_made(
 
 def test_a_package_without_models_says_so(fastslots: Command, images: Path, shipped: Path) -> None:
     shutil.rmtree(shipped)
-    result = fastslots("segment", "--model", "scenes", images / "00.png")
+    result = fastslots("segment", images / "00.png")
     assert result.code == 2
     assert "scenes holds no checkpoint" in result.err
     assert "name of a model that the package brings, which are none" in result.err
@@ -257,7 +249,7 @@ def test_a_full_disk_leaves_the_earlier_maps(
     fastslots: Command, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [images / "00.png", images / "01.png"]
-    assert fastslots("segment", "--model", "scenes", *paths, "--device", "cpu").code == 0
+    assert fastslots("segment", *paths, "--device", "cpu").code == 0
     before = {path: path.read_bytes() for path in Path("segments").iterdir()}
     save, calls = Image.Image.save, []
 
@@ -268,7 +260,7 @@ def test_a_full_disk_leaves_the_earlier_maps(
         save(picture, file, **options)
 
     monkeypatch.setattr(Image.Image, "save", full)
-    result = fastslots("segment", "--model", "scenes", *paths, "--seed", 5, "--device", "cpu")
+    result = fastslots("segment", *paths, "--seed", 5, "--device", "cpu")
     assert result.code == 2
     assert "No space left on device" in result.err
     assert {path: path.read_bytes() for path in Path("segments").iterdir()} == before

@@ -1,0 +1,55 @@
+"""The models that come with the package, and the flags that each was trained with."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """A model of the package.
+
+    Attributes:
+        name: Its folder in ``fastslots/pretrained``.
+        flags: Of ``fastslots train``.
+        num_iterations: Of the model as it is shipped: more than it was trained with, after which its slots
+            have converged further.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    num_iterations: int
+
+    def train_command(self, run: Path, *, resume: bool) -> list[str]:
+        """What trains it into a run folder, or goes on in it."""
+        program = [sys.executable, "-m", "fastslots", "train", "--device", "cpu"]
+        where = ["--resume" if resume else "--output", str(run)]
+        return [*program, *where, *([] if resume else self.flags)]
+
+    @property
+    def command(self) -> str:
+        """The same as one would type it."""
+        return " ".join(["fastslots train", *self.flags, "--device cpu"])
+
+
+# In front of a mirror, with up to six objects: a slot for each, one for the background, and one to spare.
+# Learned queries find objects sooner, but in training as long as this the one that has the background has
+# painted large objects too. Slots drawn from one Gaussian have no such part of their own.
+_SCENES = ("--max-objects", "6", "--mirror", "--num-scenes", "10000")
+MODELS = {
+    model.name: model
+    for model in (
+        ShippedModel(
+            "scenes",
+            (
+                *("--model", "autoencoder", "--settings", "cpu", "--precision", "float32"),
+                *("--num-slots", "8", "--slot-init", "gaussian", "--entropy", "0.03", *_SCENES),
+                *("--steps", "9000", "--warmup-steps", "300"),
+                *("--validate-every", "500", "--log-every", "100"),
+            ),
+            num_iterations=8,
+        ),
+    )
+}
