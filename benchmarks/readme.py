@@ -39,7 +39,6 @@ from fastslots.comparison.record import FILE as COMPARISON
 from fastslots.comparison.record import Comparison
 from fastslots.comparison.report import markdown as comparison_markdown
 from fastslots.demo.record import DemoResults, demo_markdown
-from fastslots.shipped.plot import plot_training
 from fastslots.shipped.record import ShippedResults, shipped_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,14 +171,12 @@ def _image(alt: str, picture: Path, place: Place) -> str:
 
 def _shipped_parts(path: Path, place: Place) -> list[str]:
     found = ShippedResults.load(path)
-    pictures = {
-        "What it makes of held-out scenes": path.with_suffix(".png"),
-        "Its loss in training": path.with_name(f"{path.stem}-curve.png"),
-    }
-    if place.draw:
-        plot_training(found, pictures["Its loss in training"])
-    images = [_image(alt, picture, place) for alt, picture in pictures.items()]
-    return [images[0], shipped_markdown(found), images[1]]
+    curve = path.with_name(f"{path.stem}-curve.png")
+    return [
+        _image("What it makes of held-out scenes", path.with_suffix(".png"), place),
+        shipped_markdown(found),
+        _image("Its loss in training", curve, place),
+    ]
 
 
 def _step_parts(path: Path, place: Place) -> list[str]:

@@ -25,8 +25,9 @@ class Recipe(ABC):
         accumulation: Parts that a process takes its share of a step's batch in, one after the other; more of
             them need less memory and change no result but its rounding.
         muon: Muon for the weight matrices, at so many times the learning rates, and Adam for all else; 0:
-            Adam for all. It works in bfloat16 in any precision, and was tried with the autoencoder alone. A
-            run does not go on with it that began without, nor the other way round.
+            Adam for all. It works in bfloat16 in any precision, on a CPU without instructions for that in
+            float32, and was tried with the autoencoder alone. A run does not go on with it that began
+            without, nor the other way round.
         clip: Largest norm of the whole gradient: of SLATE the L∞ norm (the largest entry), of the autoencoder
             the L2 norm; inf for no clipping.
         patience: Validations without a better loss after which the learning rates are halved; 0: never.
