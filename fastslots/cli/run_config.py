@@ -68,10 +68,12 @@ def absolute_paths(data: dict[str, Any]) -> dict[str, Any]:
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
     """What an earlier version wrote, as this one would have."""
-    recipe = config.get("recipe")
-    if isinstance(recipe, dict):
-        config = {**config, "recipe": {"muon": 0.0, **recipe}}
-    return {"kind": _FIRST, **config}
+    config = {"kind": _FIRST, **config}
+    if kind := MODELS.get(str(config["kind"])):
+        for group, cls in (("model", kind.config), ("recipe", kind.recipe)):
+            if isinstance(config.get(group), dict):
+                config[group] = {**cls.since, **config[group]}
+    return config
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -230,6 +230,7 @@ def _read_settings(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _make_config(path: Path, config_class: type[Any], settings: dict[str, Any]) -> Any:
+    settings = {**config_class.since, **settings}
     known = {field.name for field in fields(config_class)}
     if settings.keys() != known:
         raise ValueError(

@@ -24,10 +24,10 @@ class Recipe(ABC):
         batch_size: Images per step, over all processes.
         accumulation: Parts that a process takes its share of a step's batch in, one after the other; more of
             them need less memory and change no result but its rounding.
-        muon: Muon for the weight matrices, at so many times the learning rates, and Adam for all else; 0:
-            Adam for all. It works in bfloat16 in any precision, on a CPU without instructions for that in
-            float32, and was tried with the autoencoder alone. A run does not go on with it that began
-            without, nor the other way round.
+        muon: Muon for the weight matrices, at so many times the learning rates, and Adam for all else, such
+            as embeddings; 0: Adam for all. It works in bfloat16 in any precision, on a CPU without
+            instructions for that in float32. A run does not go on with it that began without, nor the other
+            way round.
         clip: Largest norm of the whole gradient: of SLATE the L∞ norm (the largest entry), of the autoencoder
             the L2 norm; inf for no clipping.
         patience: Validations without a better loss after which the learning rates are halved; 0: never.
@@ -48,6 +48,7 @@ class Recipe(ABC):
         norm: The order of the norm that `clip` bounds and that is logged.
         no_decay: The numbers that leave the learning rates at their peak.
         added_after: The number after which a command's help has those that a model's own recipe adds.
+        since: Numbers that a version before this one did not save, and what they were then.
 
     Raises:
         TypeError: If a number has the wrong type.
@@ -59,6 +60,7 @@ class Recipe(ABC):
     norm: ClassVar[float] = math.inf
     no_decay: ClassVar[Mapping[str, Any]] = {"patience": 0}
     added_after: ClassVar[str] = "accumulation"
+    since: ClassVar[Mapping[str, Any]] = {"muon": 0.0}
 
     steps: int = 250_000
     batch_size: int = 50
@@ -95,3 +97,8 @@ class Recipe(ABC):
     def schedule(self, step: int) -> dict[str, float]:
         """Whatever else of the losses changes from step to step (from 0), by name."""
         return {}
+
+
+def half_cosine(step: int, steps: int) -> float:
+    """From 1 at step 0 to 0 at the last of `steps`, and 0 from there on."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps)) if step < steps else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastslots.settings import check_fields
 from fastslots.slot_init import KINDS
@@ -39,6 +39,7 @@ class SlotConfig:
         may_be_zero: Names of the numbers that may be 0.
         choices: What a text may be, by name.
         added_after: The setting after which a command's help has those that a model's own config adds.
+        since: Settings that a version before this one did not save, and what they were then.
 
     Raises:
         TypeError: If a setting has the wrong type, naming it and the value.
@@ -53,6 +54,7 @@ class SlotConfig:
         "backend": BACKENDS,
     }
     added_after: ClassVar[str] = "image_channels"
+    since: ClassVar[Mapping[str, Any]] = {}
 
     image_size: int = 64
     image_channels: int = 3

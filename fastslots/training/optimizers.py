@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,23 +29,32 @@ class Optimizers:
         groups: The parameters that learn, by what shares a learning rate.
         muon: How many times as large the rates of Muon are, which takes what has two dimensions; 0: Adam
             takes all.
+        tables: What has two dimensions but is no matrix, such as embeddings: Adam takes them.
     """
 
-    def __init__(self, groups: Mapping[str, list[nn.Parameter]], muon: float = 0.0) -> None:
+    def __init__(
+        self,
+        groups: Mapping[str, list[nn.Parameter]],
+        muon: float = 0.0,
+        tables: Iterable[Tensor] = (),
+    ) -> None:
         self.muon = muon
-        matrices = {n: [p for p in group if muon and p.ndim == 2] for n, group in groups.items()}
-        others = {
-            n: [p for p in group if not (muon and p.ndim == 2)] for n, group in groups.items()
-        }
-        adam, of_muon = (
+        kept = {id(table) for table in tables}
+        matrices: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+        others: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+        for name, group in groups.items():
+            for p in group:
+                of_muon = muon and p.ndim == 2 and id(p) not in kept
+                (matrices if of_muon else others)[name].append(p)
+        for_adam, for_muon = (
             [{"params": group, "name": name} for name, group in part.items() if group]
             for part in (others, matrices)
         )
         self.all: list[torch.optim.Optimizer] = []
-        if adam:
-            self.all.append(torch.optim.Adam(adam, fused=True))
-        if of_muon:
-            self.all.append(Muon(of_muon))
+        if for_adam:
+            self.all.append(torch.optim.Adam(for_adam, fused=True))
+        if for_muon:
+            self.all.append(Muon(for_muon))
         self._prepared = list(self.all)
 
     def prepare(self, accelerator: Accelerator) -> None:

@@ -70,7 +70,9 @@ class TrainingStep:
         if recipe.compile:
             losses = _compiled(losses, accelerator, recipe)
         self.losses = accelerator.prepare(losses)
-        self.optimizers = Optimizers(self.groups, recipe.muon)
+        # Rows of an embedding are vectors that stand for themselves: Muon would make them orthogonal.
+        tables = [m.weight for m in trainable.modules() if isinstance(m, nn.Embedding)]
+        self.optimizers = Optimizers(self.groups, recipe.muon, tables)
         self.optimizers.prepare(accelerator)
 
     def keys(self, step: int) -> list[Tensor]:

@@ -116,12 +116,18 @@ def test_a_run_without_a_kind_is_of_slate(fastslots: Command) -> None:
     assert result.code == 0, result.err
     path = Path("run/config.json")
     config = json.loads(path.read_text())
-    del config["kind"], config["recipe"]["muon"]  # as versions wrote them that knew neither
+    del config["kind"]  # as versions wrote them that knew neither it nor these
+    since = {"model": ("whiten", "draw_tokens"), "recipe": ("muon", "dvae_steps", "decay")}
+    for group, names in since.items():
+        for name in names:
+            del config[group][name]
     path.write_text(json.dumps(config))
     result = fastslots("train", "--resume", "run", "--steps", 2, "--device", "cpu")
     assert result.code == 0, result.err
     written = json.loads(path.read_text())
-    assert (written["kind"], written["recipe"]["muon"]) == ("slate", 0)
+    assert written["kind"] == "slate"
+    found = [written[group][name] for group, names in since.items() for name in names]
+    assert found == [False, True, 0.0, 0, "none"]
 
 
 def test_a_flag_of_several_models_has_one_type() -> None:

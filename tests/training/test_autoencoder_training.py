@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastslots.models.autoencoder.whitening import Whitening
 from fastslots.models.registry import load_model
+from fastslots.models.whitening import Whitening
 from fastslots.training import find_checkpoint
 from tests.training import forked
 from tests.training.runs import rows
@@ -53,7 +53,7 @@ def test_a_run_is_logged_and_its_model_is_whitened_by_its_own_images(tmp_path: P
         *("step", "kind", "colour_error", "entropy_penalty", "gradient_l2_norm_main", "lr_main"),
         *("entropy_weight", "squared_error", "relative_residual", "slots_used"),
     }
-    assert [row["entropy_weight"] for row in logged] == pytest.approx([0, 0.1 * 13 / 24, 0.1, 0.1])
+    assert [row["entropy_weight"] for row in logged] == pytest.approx([0, 0.1 * 3 / 4, 0.1, 0.1])
     assert held_out[0].keys() == {
         *("step", "kind", "loss", "lr_factor"),
         *("squared_error", "relative_residual", "slots_used"),

@@ -63,6 +63,25 @@ def test_muon_takes_the_matrices_and_adam_the_rest_at_their_rates() -> None:
         }
 
 
+def test_tables_are_adams_whatever_their_dimensions() -> None:
+    groups = parameters()
+    table = groups["one"][0]
+    adam, muon = Optimizers(groups, muon=20.0, tables=[table]).all
+    assert id(table) in taken(adam)["one"][1]
+    assert id(table) not in taken(muon)["one"][1]
+    assert id(groups["one"][2]) in taken(muon)["one"][1]
+
+
+def test_embeddings_of_a_model_are_tables() -> None:
+    recipe = tiny_recipe(muon=20.0)
+    accelerator = make_accelerator(torch.device("cpu"), recipe.precision)
+    trainable = tiny()
+    step = TrainingStep(trainable, recipe, accelerator, BatchParts(recipe.batch_size))
+    adam, muon = step.optimizers.all
+    assert id(trainable.model.dictionary.dictionary.weight) in taken(adam)["main"][1]
+    assert id(trainable.model.out.weight) in taken(muon)["main"][1]
+
+
 def test_without_muon_adam_takes_all() -> None:
     groups = parameters()
     optimizers = Optimizers(groups)

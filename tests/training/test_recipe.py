@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,20 @@ def test_warmup_rises_linearly_to_one() -> None:
     assert SLATERecipe(warmup_steps=0, lr_main=2.0).rates(0)["main"] == 2.0
 
 
+def test_the_dvaes_rate_may_fall_to_0_and_the_others_at_the_end() -> None:
+    recipe = SLATERecipe(
+        steps=100, warmup_steps=0, lr_main=2.0, lr_dvae=3.0, dvae_steps=50, decay="cosine"
+    )
+    found = [recipe.rates(step) for step in (0, 25, 50, 75, 100, 1_000)]
+    assert [rate["dvae"] for rate in found] == pytest.approx([3, 1.5, 0, 0, 0, 0], abs=1e-12)
+    assert found[2]["dvae"] == 0
+    half = math.sqrt(0.5)
+    main = [rate["main"] for rate in found]
+    assert main == pytest.approx([2, 1 + half, 1, 1 - half, 0, 0], abs=1e-12)
+    constant = replace(recipe, **SLATERecipe.no_decay)
+    assert constant.rates(75) == {"dvae": 3.0, "main": 2.0}
+
+
 def test_the_learning_rates_halve_when_the_loss_stagnates() -> None:
     plateau = Plateau()
     losses = [5.0, 4.0, 4.5, 4.0, 3.0, 3.5, 3.5, 3.5, 3.5]
@@ -59,6 +74,8 @@ def test_a_patience_of_zero_never_halves() -> None:
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"batch_size": 2.5}, "batch_size must be an int; got 2.5"),
         ({"accumulation": 0}, "accumulation must be at least 1; got 0"),
+        ({"dvae_steps": -1}, "dvae_steps must be at least 0; got -1"),
+        ({"decay": "step"}, r"decay must be one of \('none', 'cosine'\); got 'step'"),
         ({"patience": -1}, "patience must be at least 0; got -1"),
         ({"precision": "float16"}, r"precision must be one of \('float32', .*; got 'float16'"),
         ({"compile": 1}, "compile must be True or False; got 1"),

@@ -37,6 +37,7 @@ RECIPE: dict[str, Any] = {
     "warmup_steps": 3,
     "decay": "cosine",
     "entropy": 0.1,
+    "entropy_steps": 6,
     "log_every": 3,
     "validate_every": 4,
     "validation_images": 6,

@@ -17,7 +17,6 @@ from fastslots.models.autoencoder.layers import (
     to_patches,
 )
 from fastslots.models.autoencoder.outputs import SlotAutoencoderLook, SlotAutoencoderOutput
-from fastslots.models.autoencoder.whitening import Whitening
 from fastslots.models.checks import (
     check_image,
     check_not_empty,
@@ -28,6 +27,7 @@ from fastslots.models.checks import (
 from fastslots.models.precision import wide_dtype
 from fastslots.models.pretrained import PretrainedModel
 from fastslots.models.slot_encoder import SlotEncoder
+from fastslots.models.whitening import Whitening
 from fastslots.pictures import mask_segmentation
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastslots.models.precision import fast_precision
-from fastslots.models.recipe import Recipe
+from fastslots.models.recipe import Recipe, half_cosine
 
-# The share of the steps over which the entropy's weight rises: masks that were driven apart before slots
-# stand for anything would stay as they happen to be.
-ENTROPY_RISES = (0.2, 0.6)
+# Of the entropy's steps those before its weight rises: masks that were driven apart before slots stand for
+# anything would stay as they happen to be, and so they would if it came long after.
+ENTROPY_WAITS = 1 / 3
 
 # A GPU gets Locatello et al.'s settings, the defaults. These are sized for one CPU core and two minutes.
 CPU_SETTINGS: dict[str, dict[str, Any]] = {
@@ -33,6 +33,7 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
         "warmup_steps": 100,
         "decay": "cosine",
         "entropy": 0.05,
+        "entropy_steps": 1_020,
         "validate_every": 850,
         "validation_images": 128,
         "log_every": 50,
@@ -51,8 +52,9 @@ class SlotAutoencoderRecipe(Recipe):
         warmup_steps: Steps of linear warm-up to it; 0 for none.
         decay: ``"exponential"``; ``"cosine"``: half a cosine to 0 at the last step; or ``"none"``.
         half_life: Steps after which the exponential decay has halved the rate.
-        entropy: Weight of the masks' entropy, in nats per pixel, in the loss; it rises from 0 between 20% and
-            60% of the steps. A little of it (0.05) leaves the whole background to one slot. 0: none.
+        entropy: Weight of the masks' entropy, in nats per pixel, in the loss. A little of it (0.05) leaves
+            the whole background to one slot. 0: none.
+        entropy_steps: Steps after which this weight has risen in full, from 0 at a third of them.
 
     Raises:
         TypeError: If a number has the wrong type.
@@ -79,19 +81,19 @@ class SlotAutoencoderRecipe(Recipe):
     decay: str = "exponential"
     half_life: int = 100_000
     entropy: float = 0.0
+    entropy_steps: int = 30_000
 
     def rates(self, step: int) -> dict[str, float]:
         """Of everything: linear up to its peak, times the decay."""
         warm = step >= self.warmup_steps
         factor = 1.0 if warm else (step + 1) / self.warmup_steps
         if self.decay == "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * min(1, step / self.steps)))
+            factor *= half_cosine(step, self.steps)
         elif self.decay == "exponential":
             factor *= 0.5 ** (step / self.half_life)
         return {"main": self.lr_main * factor}
 
     def schedule(self, step: int) -> dict[str, float]:
         """The weight of the masks' entropy."""
-        first, last = ENTROPY_RISES
-        risen = (step / self.steps - first) / (last - first)
+        risen = (step / self.entropy_steps - ENTROPY_WAITS) / (1 - ENTROPY_WAITS)
         return {"entropy_weight": self.entropy * min(1.0, max(0.0, risen))}

@@ -1,13 +1,15 @@
 """The settings of a SLATE model, checked once, when they are written down."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastslots.models.slot_config import SlotConfig
 from fastslots_kernels.checks import check_multiple, check_number
 
 PATCH_SIZE = 4
 """Pixels per side of the patch that one token stands for."""
+POSITION_INITS = ("normal", "smooth")
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,13 @@ class SLATEConfig(SlotConfig):
         num_decoder_blocks: Blocks of the transformer decoder.
         num_decoder_heads: Attention heads per block; divides ``d_model``.
         dropout: Dropout probability of embeddings and transformer, in [0, 1).
+        whiten: Whether training begins with whitening the colours that the dVAE sees and paints; see
+            `Whitening`.
+        draw_tokens: Whether in training the tokens of slots and transformer are drawn, as in the public code,
+            or the likeliest, as they are in use. Those of a young dVAE are mostly noise when drawn.
+        position_init: Initial embeddings of the positions: ``"normal"``, each drawn on its own, as in the
+            public code; or ``"smooth"``, in which neighbours are alike from the first step; see
+            `smooth_positions`.
 
     Raises:
         TypeError: If a setting has the wrong type, naming it and the value.
@@ -32,12 +41,24 @@ class SLATEConfig(SlotConfig):
     """
 
     may_be_zero: ClassVar[tuple[str, ...]] = (*SlotConfig.may_be_zero, "dropout")
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        **SlotConfig.choices,
+        "position_init": POSITION_INITS,
+    }
+    since: ClassVar[Mapping[str, Any]] = {
+        "whiten": False,
+        "draw_tokens": True,
+        "position_init": "normal",
+    }
 
     vocab_size: int = 4096
     d_model: int = 192
     num_decoder_blocks: int = 8
     num_decoder_heads: int = 8
     dropout: float = 0.1
+    whiten: bool = False
+    draw_tokens: bool = True
+    position_init: str = "normal"
     num_slots: int = 6
     slot_size: int = 192
     mlp_hidden_size: int = 192
@@ -50,6 +71,11 @@ class SLATEConfig(SlotConfig):
         check_multiple("d_model", self.d_model, "num_decoder_heads", self.num_decoder_heads)
 
     @property
+    def grid_size(self) -> int:
+        """Tokens per side."""
+        return self.image_size // PATCH_SIZE
+
+    @property
     def num_tokens(self) -> int:
         """Tokens per image, ``N``."""
-        return (self.image_size // PATCH_SIZE) ** 2
+        return self.grid_size**2

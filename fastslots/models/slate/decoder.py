@@ -3,6 +3,7 @@
 Dropout is on wherever noise is given, and off without.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,16 +31,43 @@ class TokenDictionary(nn.Module):
 
 
 class PositionalEncoding(nn.Module):
-    """Adds learned positions, then drops out."""
+    """Adds learned positions, then drops out.
 
-    def __init__(self, max_length: int, d_model: int, dropout: float) -> None:
+    Args:
+        side: Of the square of tokens, behind a position of no place.
+        d_model: Width.
+        dropout: Dropout probability.
+        init: ``"normal"`` or ``"smooth"``; see `SLATEConfig`.
+    """
+
+    def __init__(self, side: int, d_model: int, dropout: float, init: str = "normal") -> None:
         super().__init__()
-        self.pe = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, max_length, d_model)))
+        self.pe = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, 1 + side**2, d_model)))
         self.dropout = dropout
+        if init == "smooth":
+            with torch.no_grad():
+                self.pe[0, 1:] = smooth_positions(side, d_model)
 
     def forward(self, embeddings: Tensor, noise: Noise | None = None) -> Tensor:
         """Places ``embeddings`` ``[B, L, d_model]`` at the first L positions."""
         return drop_out(embeddings + self.pe[:, : embeddings.shape[1]], self.dropout, noise)
+
+
+def smooth_positions(side: int, width: int) -> Tensor:
+    """Random embeddings of the places of a square, ``[side², width]``, in which neighbours are alike.
+
+    Every one of the `width` numbers is a random sum, of standard deviation 1/2, of the coordinates x and y in
+    [0, 1] and of sin(kπ·) and cos(kπ·) of each, k = 1, 2, all of them standardised.
+    """
+    coordinate = (torch.arange(side) + 0.5) / side
+    waves = [f(k * math.pi * coordinate) for k in (1, 2) for f in (torch.sin, torch.cos)]
+    along = torch.stack([coordinate, *waves], -1)
+    along = along - along.mean(0)
+    along = along / along.std(0, correction=0).clamp_min(torch.finfo(along.dtype).tiny)
+    rows, columns = along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)
+    features = torch.cat((rows, columns), -1).flatten(0, 1)
+    weights = torch.randn(features.shape[1], width) / (2 * math.sqrt(features.shape[1]))
+    return features @ weights
 
 
 class MultiHeadAttention(nn.Module):

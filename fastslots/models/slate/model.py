@@ -27,6 +27,7 @@ from fastslots.models.slate.generation import TokenPredictor, generate_tokens
 from fastslots.models.slate.outputs import SLATELook, SLATEOutput
 from fastslots.models.slate.token_sampling import likeliest_tokens, sample_tokens
 from fastslots.models.slot_encoder import SlotEncoder
+from fastslots.models.whitening import Whitening
 from fastslots.noise import Noise
 from fastslots.pictures import segmentation
 from fastslots_kernels.checks import check_choice, check_number
@@ -64,8 +65,11 @@ class SLATE(PretrainedModel):
     def __init__(self, config: SLATEConfig) -> None:
         super().__init__(config)
         d_model = config.d_model
+        self.whitening = Whitening(config.image_shape) if config.whiten else None
         self.dvae = DVAE(config.vocab_size, config.image_channels)
-        self.positional_encoder = PositionalEncoding(1 + config.num_tokens, d_model, config.dropout)
+        self.positional_encoder = PositionalEncoding(
+            config.grid_size, d_model, config.dropout, config.position_init
+        )
         self.slot_attn = SlotEncoder(config, d_model)
         self.dictionary = TokenDictionary(config.vocab_size, d_model)
         self.slot_proj = linear(config.slot_size, d_model, bias=False)
@@ -108,23 +112,26 @@ class SLATE(PretrainedModel):
         if not isinstance(tau, Tensor):
             tau = check_number("tau", tau, least=LEAST_TAU)
         noise = noise_of(keys, image.shape[0], self.device)
+        colours = self._colours(image)
         tokens = sample_tokens(
-            self.dvae.features(image),
+            self.dvae.features(colours),
             self.dvae.token_weights(),
             tau,
             hard,
             noise if self.training else None,
             self.config.backend,
+            self.config.draw_tokens,
         )
-        recon = self.dvae.decode(tokens.decoded)
+        painted = self.dvae.decode(tokens.decoded)
         wide = wide_dtype(image)
-        mse = (image.to(wide) - recon.to(wide)).square().sum() / image.shape[0]
+        mse = (colours.to(wide) - painted.to(wide)).square().sum() / image.shape[0]
 
         embeddings = self._embed(tokens.ids, noise)
         slots, attn = self.slot_attn(embeddings[:, 1:], None, noise)
         features = self._features(embeddings[:, :-1], slots, noise)
         cross_entropy = self._cross_entropy(features, tokens.ids) / image.shape[0]
-        return SLATEOutput(cross_entropy, mse, recon.clamp(0, 1), attn, tokens.ids, slots)
+        recon = self._image(painted).clamp(0, 1)
+        return SLATEOutput(cross_entropy, mse, recon, attn, tokens.ids, slots)
 
     @torch.no_grad()
     def tokenize(self, image: Tensor) -> Tensor:
@@ -135,7 +142,21 @@ class SLATE(PretrainedModel):
             TypeError: If ``image`` has another dtype.
         """
         check_image(image, self.config, self.dtype, self.device)
-        return likeliest_tokens(self.dvae.features(image), self.dvae.token_weights())
+        return likeliest_tokens(self.dvae.features(self._colours(image)), self.dvae.token_weights())
+
+    @torch.no_grad()
+    def detokenize(self, ids: Tensor) -> Tensor:
+        """The dVAE's images ``[B, C, S, S]`` of tokens, not clamped.
+
+        Args:
+            ids: Tokens in [0, V), ``[B, N]`` int64.
+
+        Raises:
+            ValueError: If a shape or device is wrong or a token is out of range.
+            TypeError: If the dtype is wrong.
+        """
+        check_ids(ids, self.config, self.device)
+        return self._paint(ids)
 
     def encode(
         self, ids: Tensor, slots: Tensor | None = None, keys: Tensor | None = None
@@ -237,7 +258,7 @@ class SLATE(PretrainedModel):
             TypeError: If a dtype is wrong.
         """
         final_slots, _ = self._bind(image, slots, keys)
-        return self.dvae.decode_ids(self.generate(final_slots)).clamp(0, 1)
+        return self._paint(self.generate(final_slots)).clamp(0, 1)
 
     @torch.no_grad()
     def segment(
@@ -264,8 +285,8 @@ class SLATE(PretrainedModel):
         """
         ids = self.tokenize(image)
         slots, attn = self.encode(ids, keys=keys)
-        through_slots = self.dvae.decode_ids(self.generate(slots)).clamp(0, 1)
-        return SLATELook(ids, slots, attn, self.dvae.decode_ids(ids), through_slots)
+        through_slots = self._paint(self.generate(slots)).clamp(0, 1)
+        return SLATELook(ids, slots, attn, self._paint(ids), through_slots)
 
     @torch.no_grad()
     def residual(self, ids: Tensor, slots: Tensor) -> Tensor:
@@ -323,6 +344,19 @@ class SLATE(PretrainedModel):
         noise = noise_of(keys, ids.shape[0], self.device)
         final_slots, attn = self.slot_attn(embeddings[:, 1:], slots, noise)
         return final_slots, attn
+
+    def _colours(self, image: Tensor) -> Tensor:
+        """An image as the dVAE sees it."""
+        return image if self.whitening is None else self.whitening(image)
+
+    def _image(self, colours: Tensor) -> Tensor:
+        """The image of what the dVAE paints, not clamped."""
+        if self.whitening is None:
+            return colours
+        return self.whitening.invert(colours.to(self.whitening.mean.dtype))
+
+    def _paint(self, ids: Tensor) -> Tensor:
+        return self._image(self.dvae.decode_ids(ids))
 
     def _embed(self, ids: Tensor, noise: Noise | None) -> Tensor:
         embeddings: Tensor = self.positional_encoder(

@@ -10,7 +10,8 @@ class SLATEOutput(NamedTuple):
 
     Attributes:
         cross_entropy: Nats, summed over an image's tokens, mean over the batch; scalar.
-        mse: Squared error of the dVAE, summed over an image's values, mean over the batch; scalar.
+        mse: Squared error of the dVAE, of colours as it sees them, summed over an image's values, mean over
+            the batch; scalar.
         recon: The dVAE's reconstruction, clamped to [0, 1], ``[B, C, S, S]``.
         attn: Attention of every token over the slots, ``[B, N, K]``.
         ids: The tokens that slots and transformer saw, ``[B, N]`` int64.

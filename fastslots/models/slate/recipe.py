@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastslots.models.recipe import Recipe
+from fastslots.models.recipe import Recipe, half_cosine
 
 # A GPU gets the paper's settings, the defaults. These are sized for two CPU cores and a few minutes, which
 # decide everything: small images without a mirror, and tokens hot at first, so that more of them are used.
@@ -49,6 +49,9 @@ class SLATERecipe(Recipe):
         tau_start: Temperature of the relaxed tokens at the start.
         tau_final: Temperature at the end, reached on a half cosine.
         tau_steps: Steps from the one to the other.
+        dvae_steps: Steps after which the dVAE's rate has fallen to 0 on a half cosine, so that tokens mean
+            the same from then on; 0: it stays.
+        decay: Of ``lr_main``: ``"none"``, or ``"cosine"``: half a cosine to 0 at the last step.
 
     Raises:
         TypeError: If a number has the wrong type.
@@ -58,7 +61,16 @@ class SLATERecipe(Recipe):
         Singh et al. 2022 and the public SLATE code's ``train.py``; Chang et al. 2022, section 5.1.
     """
 
-    may_be_zero: ClassVar[tuple[str, ...]] = (*Recipe.may_be_zero, "warmup_steps", "tau_steps")
+    may_be_zero: ClassVar[tuple[str, ...]] = (
+        *Recipe.may_be_zero,
+        *("warmup_steps", "tau_steps", "dvae_steps"),
+    )
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Recipe.choices,
+        "decay": ("none", "cosine"),
+    }
+    no_decay: ClassVar[Mapping[str, Any]] = {"decay": "none", "dvae_steps": 0, "patience": 0}
+    since: ClassVar[Mapping[str, Any]] = {**Recipe.since, "dvae_steps": 0, "decay": "none"}
 
     lr_dvae: float = 3e-4
     lr_main: float = 1e-4
@@ -66,6 +78,8 @@ class SLATERecipe(Recipe):
     tau_start: float = 1.0
     tau_final: float = 0.1
     tau_steps: int = 30_000
+    dvae_steps: int = 0
+    decay: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,14 +89,15 @@ class SLATERecipe(Recipe):
             )
 
     def rates(self, step: int) -> dict[str, float]:
-        """Of the dVAE, and of everything else: linear up to its peak."""
+        """Of the dVAE, and of everything else: linear up to its peak; times what has decayed."""
         warm = step >= self.warmup_steps
         factor = 1.0 if warm else (step + 1) / self.warmup_steps
-        return {"dvae": self.lr_dvae, "main": self.lr_main * factor}
+        if self.decay == "cosine":
+            factor *= half_cosine(step, self.steps)
+        dvae = half_cosine(step, self.dvae_steps) if self.dvae_steps else 1.0
+        return {"dvae": self.lr_dvae * dvae, "main": self.lr_main * factor}
 
     def schedule(self, step: int) -> dict[str, float]:
         """The temperature of the relaxed tokens: a half cosine, then constant."""
-        if step >= self.tau_steps:
-            return {"tau": self.tau_final}
-        progress = 0.5 * (1 + math.cos(math.pi * step / self.tau_steps))
-        return {"tau": self.tau_final + (self.tau_start - self.tau_final) * progress}
+        left = half_cosine(step, self.tau_steps)
+        return {"tau": self.tau_final + (self.tau_start - self.tau_final) * left}

@@ -35,7 +35,7 @@ class TokenSample(NamedTuple):
 
     Attributes:
         decoded: ``from_tokens`` of the relaxed tokens, ``[B, N, E]``; differentiable.
-        ids: Tokens drawn on their own, ``[B, N]`` int64; without gradient.
+        ids: Tokens drawn on their own, or the likeliest, ``[B, N]`` int64; without gradient.
     """
 
     decoded: Tensor
@@ -52,6 +52,7 @@ def sample_tokens(
     hard: bool,
     noise: Noise | None,
     backend: str = "auto",
+    draw_ids: bool = True,
 ) -> TokenSample:
     """Draws relaxed tokens and passes them on, and draws the tokens of the transformer.
 
@@ -67,6 +68,7 @@ def sample_tokens(
         hard: Makes z one-hot, with the gradient of the relaxed z (straight-through).
         noise: None: no noise; z is the tempered softmax and the tokens are the likeliest.
         backend: ``"reference"`` makes all of l and z at once, and has derivatives of every order, in tau too.
+        draw_ids: Whether there is noise g'; without it ids are the likeliest tokens.
 
     Raises:
         ValueError: If tau needs a gradient and `backend` is not ``"reference"``.
@@ -76,7 +78,8 @@ def sample_tokens(
     """
     draws: list[Tensor] = []
     if noise is not None:
-        for draw in (noise.draw(features.shape[1], len(weights.bias)) for _ in range(2)):
+        count = 2 if draw_ids else 1
+        for draw in (noise.draw(features.shape[1], len(weights.bias)) for _ in range(count)):
             draws += [draw.rows, draw.columns]
     dtype = product_dtype(features)
     with without_autocast(features):

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fastslots.data.images import ImageSet
 from fastslots.metrics import slots_used
 from fastslots.models.slate.checks import NoTokensError
 from fastslots.models.slate.measurable import MeasurableSLATE
@@ -27,13 +28,21 @@ class TrainableSLATE(Trainable):
     """
 
     model: SLATE
-    losses: ClassVar = {"cross_entropy": "nats per image", "mse": "squared error per image"}
+    losses: ClassVar = {
+        "cross_entropy": "nats per image",
+        "mse": "squared error per image, of colours as the dVAE sees them",
+    }
     looks: ClassVar = {"relative_residual": "a ratio", "slots_used": "slots per image"}
     step_line = "cross-entropy {cross_entropy:.1f}  mse {mse:.1f}  slots used {slots_used:.1f}"
     validation_line = (
         "held-out cross-entropy {cross_entropy:.1f} nats per image "
         "(unigram entropy {unigram_entropy:.1f}), mse {mse:.1f}, slots used {slots_used:.1f}"
     )
+
+    def begin(self, images: ImageSet) -> None:
+        """Fits the whitening, where the settings ask for it."""
+        if self.model.whitening is not None:
+            self.model.whitening.fit(images)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The dVAE, and all else that is not frozen."""

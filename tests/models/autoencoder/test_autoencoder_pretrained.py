@@ -99,11 +99,13 @@ def test_a_folder_of_a_kind_that_there_is_not_is_named(folder: Path) -> None:
 
 
 def test_a_slate_of_earlier_versions_which_wrote_no_kind_is_read(slate_folder: Path) -> None:
-    change(slate_folder, kind=None)
-    assert "kind" not in json.loads((slate_folder / "config.json").read_text())
+    missing = ("kind", "whiten", "draw_tokens", "position_init")
+    change(slate_folder, **dict.fromkeys(missing))
+    assert not set(missing) & json.loads((slate_folder / "config.json").read_text()).keys()
     for loaded in (load_model(slate_folder), SLATE.from_pretrained(slate_folder)):
         assert isinstance(loaded, SLATE)
         assert torch.equal(loaded.out.weight, slate.small_model().out.weight)
+        assert loaded.config == slate.small_config()
     with pytest.raises(
         ValueError, match=r"of kind 'SLATE'; .*: read it with SLATE\.from_pretrained"
     ):

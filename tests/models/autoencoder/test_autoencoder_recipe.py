@@ -63,12 +63,12 @@ def test_the_cosine_ends_at_0_and_stays() -> None:
     assert rates([1], decay="cosine") == pytest.approx([0.5 * (1 + math.cos(math.pi / 100))])
 
 
-def test_the_entropys_weight_rises_between_a_fifth_and_three_fifths_of_the_steps() -> None:
-    numbers = recipe(entropy=0.03)
+def test_the_entropys_weight_rises_from_a_third_of_its_steps_on() -> None:
+    numbers = recipe(entropy=0.03, entropy_steps=60)
     found = [numbers.schedule(step)["entropy_weight"] for step in (0, 20, 30, 40, 60, 99, 1_000)]
     assert found == pytest.approx([0, 0, 0.0075, 0.015, 0.03, 0.03, 0.03], rel=1e-12)
     assert recipe().schedule(50) == {"entropy_weight": 0.0}
-    assert recipe(steps=1, entropy=1.0).schedule(0) == {"entropy_weight": 0.0}
+    assert recipe(entropy=1.0, entropy_steps=1).schedule(0) == {"entropy_weight": 0.0}
 
 
 def test_the_norm_that_clips_is_named() -> None:
@@ -85,6 +85,7 @@ def test_the_norm_that_clips_is_named() -> None:
         ({"lr_main": 0.0}, "lr_main must be above 0 and finite; got 0.0"),
         ({"entropy": -0.1}, "entropy must be at least 0 and finite; got -0.1"),
         ({"entropy": math.nan}, "entropy must be at least 0 and finite; got nan"),
+        ({"entropy_steps": 0}, "entropy_steps must be at least 1; got 0"),
         ({"muon": -1.0}, "muon must be at least 0 and finite; got -1.0"),
         ({"muon": math.inf}, "muon must be at least 0 and finite; got inf"),
         ({"muon": "20"}, "muon must be a number; got '20'"),

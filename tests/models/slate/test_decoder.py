@@ -1,5 +1,7 @@
 """The transformer decoder: causality, dropout, positions."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -48,7 +50,7 @@ def test_the_first_block_alone_forgets_the_scale_of_its_input():
 @pytest.mark.parametrize("part", ["decoder", "positions"])
 def test_drops_out_where_noise_is_given_and_as_its_keys_say(part):
     x, context = make_inputs()
-    decoder, positions = make_decoder(dropout=0.5), PositionalEncoding(9, 24, dropout=0.5).double()
+    decoder, positions = make_decoder(dropout=0.5), PositionalEncoding(3, 24, dropout=0.5).double()
 
     def call(noise: Noise | None) -> Tensor:
         return decoder(x, context, noise) if part == "decoder" else positions(x, noise)
@@ -71,6 +73,26 @@ def test_kernels_and_parts_give_the_same():
         )
     for kernels, parts in zip(*found, strict=True):
         torch.testing.assert_close(kernels, parts, rtol=1e-9, atol=1e-9)
+
+
+def test_smooth_positions_are_the_more_alike_the_nearer_and_the_others_are_not():
+    torch.manual_seed(0)
+    smooth, normal = (PositionalEncoding(8, 64, 0.0, init).pe[0] for init in ("smooth", "normal"))
+    assert smooth.shape == normal.shape == (65, 64)
+    along_a_row = [
+        torch.cosine_similarity(smooth[1], smooth[1 + distance], 0).item() for distance in range(8)
+    ]
+    assert all(near > far for near, far in pairwise(along_a_row[:5]))
+    assert along_a_row[1] > 0.85
+    downwards = torch.cosine_similarity(smooth[1:57], smooth[9:], 1)
+    assert downwards.min() > 0.8
+    assert torch.cosine_similarity(normal[1:64], normal[2:], 1).mean().abs() < 0.1
+    assert smooth[1:].mean(0).abs().max() < 1e-6
+    assert smooth[1:].std().item() == pytest.approx(0.5, rel=0.2)
+
+
+def test_an_image_of_one_token_has_a_smooth_position():
+    assert PositionalEncoding(1, 8, 0.0, "smooth").pe.isfinite().all()
 
 
 def test_the_dictionary_begins_every_sequence_with_row_0():

@@ -97,6 +97,20 @@ def test_tokens_drawn_in_parts_equal_those_drawn_at_once(entries, hard, noisy):
     assert_equal(gradients(actual.decoded, inputs), gradients(expected.decoded, inputs))
 
 
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_tokens_that_are_not_drawn_are_the_likeliest(backend):
+    features, weights = token_problem()
+    drawn, likeliest = (
+        sample_tokens(features, weights, 0.7, False, Noise(KEYS), backend, draw)
+        for draw in (True, False)
+    )
+    assert torch.equal(likeliest.ids, likeliest_tokens(features, weights))
+    assert not torch.equal(likeliest.ids, drawn.ids)
+    assert torch.equal(likeliest.decoded, drawn.decoded)
+    inputs = [features, *weights]
+    assert_equal(gradients(likeliest.decoded, inputs), gradients(drawn.decoded, inputs))
+
+
 @pytest.mark.parametrize("entries", [4 * V], indirect=True)
 def test_gradients_of_token_sampling_pass_gradcheck(entries):
     features, weights = token_problem()

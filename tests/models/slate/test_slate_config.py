@@ -42,6 +42,11 @@ def test_cannot_be_changed():
         ({"gradient": "adjoint"}, "gradient must be one of .*; got 'adjoint'"),
         ({"init_gradient": "always"}, "init_gradient must be one of .*; got 'always'"),
         ({"slot_init": "zeros"}, "slot_init must be one of .*; got 'zeros'"),
+        (
+            {"position_init": "sine"},
+            r"position_init must be one of \('normal', 'smooth'\); got 'sine'",
+        ),
+        ({"whiten": 1}, "whiten must be True or False; got 1"),
         ({"backend": "cuda"}, "backend must be one of .*; got 'cuda'"),
     ],
 )

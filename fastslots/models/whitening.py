@@ -1,4 +1,4 @@
-"""Colours as the autoencoder sees them."""
+"""Colours as a model sees them."""
 
 from __future__ import annotations
 

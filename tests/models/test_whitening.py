@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastslots.models.autoencoder import SlotAutoencoder
-from fastslots.models.autoencoder.whitening import Whitening
+from fastslots.models.whitening import Whitening
 from tests.models.autoencoder.small_autoencoders import (
     PATCHES,
     coloured_images,
