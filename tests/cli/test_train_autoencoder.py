@@ -117,7 +117,7 @@ def test_a_run_without_a_kind_is_of_slate(fastslots: Command) -> None:
     path = Path("run/config.json")
     config = json.loads(path.read_text())
     del config["kind"]  # as versions wrote them that knew neither it nor these
-    since = {"model": ("whiten", "draw_tokens"), "recipe": ("muon", "dvae_steps", "decay")}
+    since = {"model": ("whiten", "draw_tokens"), "recipe": ("muon", "dvae_share", "decay")}
     for group, names in since.items():
         for name in names:
             del config[group][name]
@@ -127,7 +127,7 @@ def test_a_run_without_a_kind_is_of_slate(fastslots: Command) -> None:
     written = json.loads(path.read_text())
     assert written["kind"] == "slate"
     found = [written[group][name] for group, names in since.items() for name in names]
-    assert found == [False, True, 0.0, 0, "none"]
+    assert found == [False, True, 0.0, 0.0, "none"]
 
 
 def test_a_flag_of_several_models_has_one_type() -> None:
