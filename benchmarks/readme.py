@@ -14,7 +14,8 @@ of iterations get a plot of all, which is drawn again. In the same way ``<!-- sl
 ``<!-- gpu:kernels -->``, in kernels/README.md, where the time of a training step goes.
 ``<!-- headline:ratios -->`` to ``<!-- /headline -->`` get ratios of all of these,
 ``<!-- demo:NAME -->`` to ``<!-- /demo -->`` the table of a `scripts/demo` whose ``demo.json`` is NAME.json,
-and ``<!-- shipped:NAME -->`` to ``<!-- /shipped -->`` what ``python -m fastslots.shipped`` wrote of a model.
+``<!-- shipped:NAME -->`` to ``<!-- /shipped -->`` what ``python -m fastslots.shipped`` wrote of a model, and
+``<!-- seeds:NAME -->`` to ``<!-- /seeds -->`` the table of trainings that differ by their seeds.
 ``--check`` writes nothing and fails if one of the files is not up to date.
 """
 
@@ -39,11 +40,11 @@ from fastslots.comparison.record import FILE as COMPARISON
 from fastslots.comparison.record import Comparison
 from fastslots.comparison.report import markdown as comparison_markdown
 from fastslots.demo.record import DemoResults, demo_markdown
-from fastslots.shipped.record import ShippedResults, shipped_markdown
+from fastslots.shipped.record import ShippedResults, seeds_markdown, shipped_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-KINDS = ("benchmark", "slate-steps", "gpu", "headline", "demo", "shipped")
+KINDS = ("benchmark", "slate-steps", "gpu", "headline", "demo", "shipped", "seeds")
 FILES = ("README.md", "benchmarks/README.md", "kernels/README.md")
 BLOCK = re.compile(
     rf"(?P<start><!-- (?P<kind>{'|'.join(KINDS)}):(?P<name>[\w/-]+)"
@@ -108,6 +109,8 @@ def filled(readme: str, results: Path, *, draw: bool, link: str = "benchmarks/re
             parts = [demo_markdown(found), environment_line(found.environment)]
         elif match["kind"] == "shipped":
             parts = _shipped_parts(path, place)
+        elif match["kind"] == "seeds":
+            parts = [seeds_markdown(ShippedResults.load(path))]
         else:
             parts = _parts(path, place, counts or None)
         return match["start"] + "\n" + "\n\n".join(filter(None, parts)) + "\n\n" + match["end"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fastslots.models.pretrained import shipped_models
 from fastslots.models.registry import load_model
 from fastslots.shipped.make import make
 from fastslots.shipped.models import MODELS, ShippedModel
-from fastslots.shipped.record import ShippedResults, shipped_markdown
+from fastslots.shipped.record import ShippedResults, seeds_markdown, shipped_markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "pretrained"
@@ -92,3 +93,25 @@ def test_a_shipped_model_is_what_its_figures_are_of(name: str) -> None:
         assert mean.standard_error is not None
         assert wanted is not None
         assert abs(mean.mean - wanted) < 4 * mean.standard_error
+
+
+def test_a_table_of_seeds_names_each_and_tells_every_command_once() -> None:
+    (row,) = ShippedResults.load(RESULTS / "slate.json").rows[:1]
+    recipe = row.config["recipe"]
+    rows = [
+        replace(row, case=case, command=f"{case} command", config=row.config | {"recipe": seeded})
+        for case in ("before", "now")
+        for seeded in (recipe | {"seed": seed} for seed in range(2))
+    ]
+    environment = ShippedResults.load(RESULTS / "slate.json").environment
+    lines = seeds_markdown(ShippedResults(environment, rows)).splitlines()
+    assert [line.split("|")[1:3] for line in lines[2:6]] == [
+        [" before ", " 0 "],
+        [" before ", " 1 "],
+        [" now ", " 0 "],
+        [" now ", " 1 "],
+    ]
+    assert lines.count("before: `before command`") == lines.count("now: `now command`") == 1
+    nats = row.metrics["cross_entropy_nats_per_image"][0]
+    assert nats is not None
+    assert f"| {nats:.0f} |" in lines[2]

@@ -50,46 +50,77 @@ def make(
         OSError: If a file cannot be written.
     """
     require("matplotlib", "benchmark")  # before the hours, not after
-    begun = (run / "config.json").is_file()
-    if not begun or last_step(run) != read_config(run)["recipe"]["steps"]:
-        run_together({model.name: model.train_command(run, resume=begun)}, say)
-    say(f"measuring {model.name} on held-out scenes")
-    checkpoint, config = find_checkpoint(run, "last"), read_config(run)
-    counts = (config["model"]["num_iterations"], model.num_iterations)
-    models = [load_model(checkpoint, num_iterations=count) for count in counts]
-    scenes = DataSource(**config["data"]).open(
-        "test", models[0].config.image_size, torch.device("cpu")
-    )
-    assert isinstance(scenes, Scenes)
-    rows = [_row(model, run, config, measured, scenes) for measured in models]
+    trained = train(model, run, say)
+    shipped = trained.load(num_iterations=model.num_iterations)
+    rows = [trained.measure(each) for each in (trained.load(), shipped)]
     found = ShippedResults(describe_environment(torch.device("cpu")), rows)
-    models[-1].save_pretrained(to / model.name)
+    shipped.save_pretrained(to / model.name)
     found.save(results / f"{model.name}.json")
-    draw_objects(models[-1], scenes, results / f"{model.name}.png")
+    draw_objects(shipped, trained.scenes, results / f"{model.name}.png")
     plot_training(found, results / f"{model.name}-curve.png")
     return found
 
 
-def _row(
-    shipped: ShippedModel,
-    run: Path,
-    config: dict[str, Any],
-    model: PretrainedModel,
-    scenes: Scenes,
-) -> ShippedRow:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    first, last = (datetime.fromisoformat(lines[at]["time"]) for at in (0, -1))
-    num_images = min(HELD_OUT, len(scenes))
-    means = evaluate(model, scenes, num_images=num_images).means
-    return ShippedRow(
-        shipped.name,
-        model.kind,
-        sum(p.numel() for p in model.parameters()),
-        shipped.command,
-        config | {"data": config["data"] | {"cache": None}},  # which is a folder of the machine's
-        model.config.num_iterations,
-        (last - first).total_seconds() / 3600,
-        [[line["step"], line[LOSSES[model.kind]]] for line in lines if line["kind"] == "train"],
-        num_images,
-        {name: list(mean[:2]) for name in METRICS if (mean := means.get(name))},
-    )
+def train(model: ShippedModel, run: Path, say: Callable[[str], None]) -> Trained:
+    """Trains a model, or goes on with it, or takes it as it is if it has had its steps.
+
+    Args:
+        model: Which.
+        run: Its run folder.
+        say: Called with what is being done.
+
+    Raises:
+        RuntimeError: If the training fails.
+    """
+    begun = (run / "config.json").is_file()
+    if not begun or last_step(run) != read_config(run)["recipe"]["steps"]:
+        run_together({model.name: model.train_command(run, resume=begun)}, say)
+    say(f"measuring {model.name} on held-out scenes")
+    return Trained(model, run)
+
+
+class Trained:
+    """A training that is over.
+
+    Args:
+        model: Of what.
+        run: Its run folder.
+
+    Attributes:
+        scenes: Held out.
+    """
+
+    def __init__(self, model: ShippedModel, run: Path) -> None:
+        self.name, self.command = model.name, model.command
+        self.run, self.config = run, read_config(run)
+        size = self.config["model"]["image_size"]
+        scenes = DataSource(**self.config["data"]).open("test", size, torch.device("cpu"))
+        assert isinstance(scenes, Scenes)
+        self.scenes = scenes
+
+    def load(self, **settings: Any) -> PretrainedModel:
+        """The model, with other settings where they are given."""
+        return load_model(find_checkpoint(self.run, "last"), **settings)
+
+    def measure(self, model: PretrainedModel) -> ShippedRow:
+        """What is to be known of the training, and of its model on held-out scenes."""
+        log = (self.run / "metrics.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in log]
+        first, last = (datetime.fromisoformat(lines[at]["time"]) for at in (0, -1))
+        num_images = min(HELD_OUT, len(self.scenes))
+        means = evaluate(model, self.scenes, num_images=num_images).means
+        loss = LOSSES[model.kind]
+        # A cache is a folder of the machine's.
+        config = self.config | {"data": self.config["data"] | {"cache": None}}
+        return ShippedRow(
+            self.name,
+            model.kind,
+            sum(p.numel() for p in model.parameters()),
+            self.command,
+            config,
+            model.config.num_iterations,
+            (last - first).total_seconds() / 3600,
+            [[line["step"], line[loss]] for line in lines if line["kind"] == "train"],
+            num_images,
+            {name: list(mean[:2]) for name in METRICS if (mean := means.get(name))},
+        )

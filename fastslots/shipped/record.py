@@ -13,7 +13,9 @@ LOSSES = {"SlotAutoencoder": "colour_error", "SLATE": "cross_entropy"}
 """Which curve is kept, by the kind of the model."""
 ERRORS = ("squared_error_per_image", "slots_squared_error_per_image")
 """Of the reconstruction through the slots: what each kind of model calls it."""
-METRICS = ("fg_ari", "ari", "mean_best_overlap", *ERRORS, "cross_entropy_nats_per_image")
+NATS = ("cross_entropy_nats_per_image", "unigram_entropy_nats_per_image")
+"""Of the tokens given the slots, and given nothing but how often each occurs."""
+METRICS = ("fg_ari", "ari", "mean_best_overlap", *ERRORS, *NATS)
 """What is kept of an evaluation."""
 
 
@@ -64,6 +66,15 @@ def shipped_markdown(results: ShippedResults) -> str:
     return f"{table}\n\n{sentence}\n\n{environment_line(results.environment)}"
 
 
+def seeds_markdown(results: ShippedResults) -> str:
+    """A table of trainings that differ by their seeds, and where they ran."""
+    columns = [*_COLUMNS[:1], _SEED, *_COLUMNS[2:]]
+    commands = {row.case: row.command for row in results.rows}
+    told = [f"{case}: `{command}`" for case, command in commands.items()]
+    table = markdown_table(*headings_and_cells(columns, results.rows), num_left=1)
+    return "\n\n".join((table, *told, environment_line(results.environment)))
+
+
 def _metric(*names: str, form: str = "{:.3f}") -> Callable[[ShippedRow], str]:
     """The mean of the first of some metrics that there is."""
 
@@ -86,5 +97,7 @@ _COLUMNS: tuple[Column[ShippedRow], ...] = (
     ("ARI", _metric("ari")),
     ("mBO", _metric("mean_best_overlap")),
     ("error per image", _metric(*ERRORS, form="{:.1f}")),
-    ("cross-entropy", _metric("cross_entropy_nats_per_image", form="{:.0f}")),
+    ("cross-entropy", _metric(NATS[0], form="{:.0f}")),
+    ("unigram", _metric(NATS[1], form="{:.0f}")),
 )
+_SEED: Column[ShippedRow] = ("seed", lambda row: str(row.config["recipe"]["seed"]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -40,6 +40,8 @@ class _Losses(nn.Module):
 
 class TrainingStep:
     """Losses, gradients, clipping, and what changes the weights.
+
+    A group whose rate is 0 rests: its gradients are 0, and are not computed where they need not be.
 
     Args:
         trainable: On the accelerator's device.
@@ -104,16 +106,22 @@ class TrainingStep:
             name: torch.full((), value, dtype=torch.float32, device=batches[0].device)
             for name, value in self.recipe.schedule(step).items()
         }
+        resting = [p for name, rate in rates.items() if rate == 0 for p in self.groups[name]]
         losses = []
-        for index, (image, keys) in enumerate(zip(batches, self.keys(step), strict=True), 1):
-            apart = index < len(batches)  # processes share their gradients after the last one alone
-            with self.accelerator.no_sync(self.losses) if apart else nullcontext():
-                if self.recipe.compile:
-                    torch.compiler.cudagraph_mark_step_begin()
-                each = torch.stack(self.losses(image, keys, **schedule))
-                check_numbers("forward", each, self.trainable.losses)
-                torch.autograd.backward(each.sum() / len(batches))
-            losses.append(each.detach())
+        with self._frozen(resting):
+            for index, (image, keys) in enumerate(zip(batches, self.keys(step), strict=True), 1):
+                apart = index < len(
+                    batches
+                )  # processes share their gradients after the last one alone
+                with self.accelerator.no_sync(self.losses) if apart else nullcontext():
+                    if self.recipe.compile:
+                        torch.compiler.cudagraph_mark_step_begin()
+                    each = torch.stack(self.losses(image, keys, **schedule))
+                    check_numbers("forward", each, self.trainable.losses)
+                    torch.autograd.backward(each.sum() / len(batches))
+                losses.append(each.detach())
+        for parameter in resting:
+            parameter.grad = torch.zeros_like(parameter)
         if not self.optimizers.have_stepped:
             check_gradients(self.trainable.model)
         norms = torch.stack([self._norm(group) for group in self.groups.values()])
@@ -123,6 +131,19 @@ class TrainingStep:
         self._clip(torch.linalg.vector_norm(norms, self.recipe.norm))
         self.optimizers.step()
         return values
+
+    @contextmanager
+    def _frozen(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Computes no gradients of some parameters, unless DDP awaits them or a graph was made with them."""
+        alone = self.accelerator.num_processes == 1 and not self.recipe.compile
+        frozen = parameters if alone else []
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
     def _norm(self, parameters: list[nn.Parameter]) -> Tensor:
         gradients = [p.grad for p in parameters if p.grad is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,42 @@ def test_learning_rates_follow_warmup_and_plateau() -> None:
     assert step.rates == pytest.approx({"dvae": 0.5, "main": 0.125})
     (adam,) = step.optimizers.all
     assert [group["lr"] for group in adam.param_groups] == list(step.rates.values())
+
+
+@pytest.mark.parametrize("resting", ["dvae", "main"])
+def test_a_group_whose_rate_is_0_rests(monkeypatch: pytest.MonkeyPatch, resting: str) -> None:
+    """As if its gradients were computed and dropped, which they are where processes or graphs need them."""
+    found = []
+    for frozen in (True, False):
+        step = make_step(dvae_share=0.5, warmup_steps=0, accumulation=2, precision="float64")
+        if not frozen:
+            monkeypatch.setattr(step, "_frozen", lambda _: nullcontext())
+        at = 0 if resting == "main" else step.recipe.steps - 1
+        before = [p.detach().clone() for p in step.groups[resting]]
+        values = step(at, list(images(dtype=torch.float64).chunk(2)), factor=1.0)
+        assert all(p.grad is not None and not p.grad.any() for p in step.groups[resting])
+        assert all(map(torch.equal, step.groups[resting], before))
+        norms = dict(zip(step.columns, values.tolist(), strict=True))
+        assert norms[f"gradient_linf_norm_{resting}"] == 0
+        assert all(p.requires_grad for group in step.groups.values() for p in group)
+        found.append([values, *(p for group in step.groups.values() for p in group)])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+    assert norms[f"gradient_linf_norm_{'dvae' if resting == 'main' else 'main'}"] > 0
+
+
+def test_of_a_group_that_rests_no_gradient_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make_step(dvae_share=0.5)
+    asked: list[bool] = []
+    forward = step.trainable.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        asked.append(any(p.requires_grad for p in step.groups["main"]))
+        asked.append(all(p.requires_grad for p in step.groups["dvae"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(step.trainable, "forward", watched)
+    step(0, [images()], factor=1.0)
+    assert asked == [False, True]
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(

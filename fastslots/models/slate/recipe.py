@@ -11,10 +11,10 @@ from fastslots.models.recipe import Recipe, half_cosine
 from fastslots_kernels.checks import check_number
 
 # A GPU gets the paper's settings, the defaults. These are sized for two CPU cores and a few minutes. Objects
-# have to be several tokens large for slots to group them: at 32 pixels they are about one. What else it takes:
-# tokens of colours that count alike, hot at first, so that more of them are used; a dVAE that has learned
-# before slots see its tokens, which otherwise divide the image while these are noise, and stay with it; and
-# positions in which neighbours are alike, without which slots have hundreds of unrelated codes to learn.
+# have to be several tokens large for slots to group them: at 32 pixels they are about one. What else it
+# takes: tokens of colours that count alike, hot at first, so that more of them are used; a dVAE that has
+# learned before slots see its tokens, since slots that divide an image while these are noise stay with that;
+# and positions in which neighbours are alike, or slots have hundreds of unrelated codes to learn.
 CPU_SETTINGS: dict[str, dict[str, Any]] = {
     "model": {
         "image_size": 64,
