@@ -26,19 +26,9 @@ NOW = ("--model", "slate", "--settings", "cpu")
 BEFORE = (
     *("--image-size", "32", "--num-slots", "6", "--no-whiten", "--draw-tokens"),
     *("--position-init", "normal", "--init-gradient", "none", "--num-scenes", "2000"),
-    *(
-        "--steps",
-        "2400",
-        "--dvae-share",
-        "0",
-        "--muon",
-        "0",
-        "--warmup-steps",
-        "200",
-        "--decay",
-        "none",
-    ),
-    *("--tau-steps", "1200", "--validate-every", "800", "--precision", "float32"),
+    *("--steps", "2400", "--dvae-steps", "0", "--muon", "0", "--warmup-steps", "200"),
+    *("--decay", "none", "--patience", "4", "--tau-steps", "1200"),
+    *("--validate-every", "800", "--precision", "float32"),
 )
 CASES = {"before": (*NOW, *BEFORE), "now": NOW}
 SEEDS = range(3)

@@ -109,7 +109,8 @@ def test_export_may_be_strict() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tokenize", "encode", "token_cross_entropy", "generate", "reconstruct"]
+    "name",
+    ["tokenize", "detokenize", "encode", "token_cross_entropy", "generate", "reconstruct"],
 )
 @pytest.mark.parametrize("gradient", ["neumann", "unrolled"])
 def test_slate_in_eval_mode_has_eagers_results(name: str, gradient: str) -> None:
@@ -121,6 +122,7 @@ def test_slate_in_eval_mode_has_eagers_results(name: str, gradient: str) -> None
         slots = initial_slots(batch, dtype=torch.float32)
         given = {"tokenize": (images(batch),), "encode": (ids,), "generate": (slots,)}
         given["reconstruct"] = given["tokenize"]
+        given["detokenize"] = given["encode"]
         return given.get(name, (ids, slots))
 
     program = exported(module, *arguments(3))

@@ -122,18 +122,18 @@ class PretrainedModel(nn.Module):
                 f"folder {str(folder)!r} holds a model of kind {kind!r}; got it read as {cls.kind!r}: "
                 f"read it with {kind}.from_pretrained"
             )
-        config = _make_config(folder / CONFIG_FILE, cls.config_class, saved)
-        if settings:
-            config = cls._changed(config, settings)
+        own_config = _make_config(folder / CONFIG_FILE, cls.config_class, saved)
+        config = cls._changed(own_config, settings) if settings else own_config
         weights = folder / WEIGHTS_FILE
         try:
             tensors: dict[str, Tensor] = safetensors_torch.load_file(weights)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{weights} is no valid safetensors file: {error}") from error
         model = cls(config)
-        entries = state_dicts.plain_entries(tensors, next(iter(model.state_dict())))
+        landmark, _ = next(model.named_parameters())
+        entries = state_dicts.plain_entries(tensors, landmark)
         if settings:
-            own = ", ".join(f"{name}={saved[name]!r}" for name in settings)
+            own = ", ".join(f"{name}={getattr(own_config, name)!r}" for name in settings)
             advice = f": the settings given must fit the weights, which were saved with {own}"
         else:
             advice = (
@@ -230,7 +230,7 @@ def _read_settings(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _make_config(path: Path, config_class: type[Any], settings: dict[str, Any]) -> Any:
-    settings = {**config_class.since, **settings}
+    settings = {**getattr(config_class, "since", {}), **settings}
     known = {field.name for field in fields(config_class)}
     if settings.keys() != known:
         raise ValueError(

@@ -59,7 +59,7 @@ MODELS = {
             (
                 *("--model", "slate", "--settings", "cpu", "--precision", "bf16"),
                 *("--num-slots", "7", "--max-objects", "6", "--num-scenes", "10000"),
-                *("--steps", "8000", "--dvae-share", "0.2", "--tau-steps", "1100"),
+                *("--steps", "6000", "--dvae-steps", "1500", "--tau-steps", "1050"),
                 *("--validate-every", "1000", "--log-every", "100"),
             ),
             num_iterations=7,

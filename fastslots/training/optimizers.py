@@ -78,15 +78,22 @@ class Optimizers:
         for optimizer in self._prepared:
             optimizer.step()
 
-    @property
-    def have_stepped(self) -> bool:
-        """Whether there is a state."""
-        return any(optimizer.state for optimizer in self.all)
-
     def entries(self) -> Iterator[tuple[nn.Parameter, str, dict[str, Tensor]]]:
-        """All that is kept: of which parameter, by which key, in which state."""
+        """All that is kept: of which parameter, by which key, in which state.
+
+        Of a parameter that has not learned yet these are zeros, from which an optimiser begins.
+        """
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
+                    state = optimizer.state[parameter]
                     for key in _STATE[type(optimizer)]:
-                        yield parameter, key, optimizer.state[parameter]
+                        if key not in state:
+                            state[key] = _zeros(parameter, key)
+                        yield parameter, key, state
+
+
+def _zeros(parameter: nn.Parameter, key: str) -> Tensor:
+    if key == COUNT:
+        return torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return torch.zeros_like(parameter, memory_format=torch.preserve_format)

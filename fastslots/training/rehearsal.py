@@ -78,9 +78,10 @@ def check_rates(rates: Mapping[str, float], groups: Iterable[str], step: int) ->
         )
 
 
-def check_gradients(model: nn.Module) -> None:
-    """Raises ValueError if a parameter that learns got no gradient, and would have no optimiser state."""
-    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+def check_gradients(model: nn.Module, resting: Iterable[nn.Parameter]) -> None:
+    """Raises ValueError if a parameter that learns got no gradient, but for those that rest."""
+    expected = {id(p) for p in model.parameters() if p.requires_grad} - {id(p) for p in resting}
+    without = [n for n, p in model.named_parameters() if id(p) in expected and p.grad is None]
     if without:
         raise ValueError(
             f"every parameter that learns must get a gradient; got none for {', '.join(without)}: use it in "

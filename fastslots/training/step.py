@@ -41,7 +41,8 @@ class _Losses(nn.Module):
 class TrainingStep:
     """Losses, gradients, clipping, and what changes the weights.
 
-    A group whose rate is 0 rests: its gradients are 0, and are not computed where they need not be.
+    A group whose rate is 0 rests: it gets no gradients, which are not computed where they need not be, and
+    what the optimisers keep of it stays as it is.
 
     Args:
         trainable: On the accelerator's device.
@@ -75,6 +76,7 @@ class TrainingStep:
         # Rows of an embedding are vectors that stand for themselves: Muon would make them orthogonal.
         tables = [m.weight for m in trainable.modules() if isinstance(m, nn.Embedding)]
         self.optimizers = Optimizers(self.groups, recipe.muon, tables)
+        self._checked: set[str] = set()  # groups whose parameters have had their first gradients
         self.optimizers.prepare(accelerator)
 
     def keys(self, step: int) -> list[Tensor]:
@@ -108,11 +110,10 @@ class TrainingStep:
         }
         resting = [p for name, rate in rates.items() if rate == 0 for p in self.groups[name]]
         losses = []
-        with self._frozen(resting):
+        with self._frozen(resting if any(rates.values()) else []):
             for index, (image, keys) in enumerate(zip(batches, self.keys(step), strict=True), 1):
-                apart = index < len(
-                    batches
-                )  # processes share their gradients after the last one alone
+                # Processes share their gradients after the last one alone.
+                apart = index < len(batches)
                 with self.accelerator.no_sync(self.losses) if apart else nullcontext():
                     if self.recipe.compile:
                         torch.compiler.cudagraph_mark_step_begin()
@@ -121,9 +122,11 @@ class TrainingStep:
                     torch.autograd.backward(each.sum() / len(batches))
                 losses.append(each.detach())
         for parameter in resting:
-            parameter.grad = torch.zeros_like(parameter)
-        if not self.optimizers.have_stepped:
-            check_gradients(self.trainable.model)
+            parameter.grad = None
+        learning = {name for name, rate in rates.items() if rate > 0}
+        if not learning <= self._checked:
+            check_gradients(self.trainable.model, resting)
+            self._checked |= learning
         norms = torch.stack([self._norm(group) for group in self.groups.values()])
         values = torch.cat((torch.stack(losses).mean(0), norms))
         if values.device.type == "cpu":
@@ -147,6 +150,8 @@ class TrainingStep:
 
     def _norm(self, parameters: list[nn.Parameter]) -> Tensor:
         gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return torch.zeros((), dtype=parameters[0].dtype, device=parameters[0].device)
         return torch.nn.utils.get_total_norm(gradients, norm_type=self.recipe.norm)
 
     def _clip(self, norm: Tensor) -> None:

@@ -96,9 +96,8 @@ def test_one_of_them_may_have_nothing_to_do(kept: int, kind: type) -> None:
     optimizers = Optimizers(groups, muon=1.0)
     optimizers.set_rates(RATES)
     assert [type(optimizer) for optimizer in optimizers.all] == [kind]
-    assert not optimizers.have_stepped
     optimizers.step()
-    assert optimizers.have_stepped
+    assert any(kept.any() for _, key, state in optimizers.entries() for kept in [state[key]])
 
 
 def test_steps_are_those_of_both_by_themselves() -> None:
@@ -123,6 +122,20 @@ def test_steps_are_those_of_both_by_themselves() -> None:
     kept = {key for _, key, _ in optimizers.entries()}
     assert kept == {"step", "exp_avg", "exp_avg_sq", "momentum_buffer"}
     assert all(key in state for _, key, state in optimizers.entries())
+
+
+def test_what_has_not_learned_yet_is_kept_as_zeros_and_begins_as_if_nothing_was() -> None:
+    groups, others = parameters(), parameters()
+    fresh, kept = Optimizers(groups, muon=20.0), Optimizers(others, muon=20.0)
+    assert not any(state[key].any() for _, key, state in kept.entries())
+    for optimizers in (fresh, kept):
+        optimizers.set_rates(RATES)
+        optimizers.step()
+    for group, other in zip(groups.values(), others.values(), strict=True):
+        assert all(map(torch.equal, group, other))
+    for (_, key, state), (_, _, other_state) in zip(fresh.entries(), kept.entries(), strict=True):
+        assert torch.equal(state[key], other_state[key])
+        assert state[key].dtype == other_state[key].dtype
 
 
 def autoencoder_step(**changes: Any) -> TrainingStep:

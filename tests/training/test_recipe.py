@@ -40,7 +40,13 @@ def test_warmup_rises_linearly_to_one() -> None:
 
 
 def test_the_dvae_may_learn_first_and_all_else_from_then_on() -> None:
-    numbers: dict[str, Any] = {"steps": 150, "dvae_share": 1 / 3, "lr_main": 2.0, "lr_dvae": 3.0}
+    numbers: dict[str, Any] = {
+        "steps": 150,
+        "dvae_steps": 50,
+        "patience": 0,
+        "lr_main": 2.0,
+        "lr_dvae": 3.0,
+    }
     recipe = SLATERecipe(**numbers, warmup_steps=10, decay="cosine")
     found = [recipe.rates(step) for step in (0, 25, 49, 50, 51, 75, 100, 125, 150, 1_000)]
     dvae, main = ([rate[name] for rate in found] for name in ("dvae", "main"))
@@ -53,10 +59,10 @@ def test_the_dvae_may_learn_first_and_all_else_from_then_on() -> None:
     assert main[3:5] == pytest.approx([0.2, 0.2 * (1 + math.cos(math.pi / 100))], rel=1e-12)
     assert main[5:] == pytest.approx(warm, abs=1e-12)
     constant = replace(recipe, **SLATERecipe.no_decay)
-    assert [constant.rates(step) for step in (0, 75)] == [
-        {"dvae": 3.0, "main": 0.2},
-        {"dvae": 3.0, "main": 2.0},
-    ]
+    assert constant.rates(149) == {"dvae": 0.0, "main": 2.0}
+    short = replace(recipe, steps=60)  # of which half are the dVAE's
+    assert [short.rates(step)["main"] > 0 for step in (0, 29, 30, 59)] == [False, False, True, True]
+    assert replace(recipe, steps=1).rates(0) == {"dvae": 3.0, "main": 0.2}
 
 
 def test_the_learning_rates_halve_when_the_loss_stagnates() -> None:
@@ -80,8 +86,8 @@ def test_a_patience_of_zero_never_halves() -> None:
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"batch_size": 2.5}, "batch_size must be an int; got 2.5"),
         ({"accumulation": 0}, "accumulation must be at least 1; got 0"),
-        ({"dvae_share": 1.0}, "dvae_share must be at least 0 and below 1; got 1.0"),
-        ({"dvae_share": -0.1}, "dvae_share must be at least 0 and finite; got -0.1"),
+        ({"dvae_steps": -1}, "dvae_steps must be at least 0; got -1"),
+        ({"dvae_steps": 9, "patience": 2}, "patience must be 0 with dvae_steps, .*; got 2"),
         ({"decay": "step"}, r"decay must be one of \('none', 'cosine'\); got 'step'"),
         ({"patience": -1}, "patience must be at least 0; got -1"),
         ({"precision": "float16"}, r"precision must be one of \('float32', .*; got 'float16'"),

@@ -83,13 +83,19 @@ def test_a_group_whose_rate_is_0_rests(monkeypatch: pytest.MonkeyPatch, resting:
     """As if its gradients were computed and dropped, which they are where processes or graphs need them."""
     found = []
     for frozen in (True, False):
-        step = make_step(dvae_share=0.5, warmup_steps=0, accumulation=2, precision="float64")
+        step = make_step(
+            dvae_steps=3, patience=0, warmup_steps=0, accumulation=2, precision="float64"
+        )
         if not frozen:
             monkeypatch.setattr(step, "_frozen", lambda _: nullcontext())
         at = 0 if resting == "main" else step.recipe.steps - 1
         before = [p.detach().clone() for p in step.groups[resting]]
         values = step(at, list(images(dtype=torch.float64).chunk(2)), factor=1.0)
-        assert all(p.grad is not None and not p.grad.any() for p in step.groups[resting])
+        assert all(p.grad is None for p in step.groups[resting])
+        rested = {id(p) for p in step.groups[resting]}
+        for p, key, state in step.optimizers.entries():
+            assert state[key].any() or id(p) in rested
+            assert not (state[key].any() and id(p) in rested)
         assert all(map(torch.equal, step.groups[resting], before))
         norms = dict(zip(step.columns, values.tolist(), strict=True))
         assert norms[f"gradient_linf_norm_{resting}"] == 0
@@ -100,7 +106,7 @@ def test_a_group_whose_rate_is_0_rests(monkeypatch: pytest.MonkeyPatch, resting:
 
 
 def test_of_a_group_that_rests_no_gradient_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = make_step(dvae_share=0.5)
+    step = make_step(dvae_steps=3, patience=0)
     asked: list[bool] = []
     forward = step.trainable.forward
 
@@ -112,6 +118,27 @@ def test_of_a_group_that_rests_no_gradient_is_computed(monkeypatch: pytest.Monke
     monkeypatch.setattr(step.trainable, "forward", watched)
     step(0, [images()], factor=1.0)
     assert asked == [False, True]
+
+
+def test_all_groups_may_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make_step()
+    monkeypatch.setattr(type(step.recipe), "rates", lambda *_: {"dvae": 0.0, "main": 0.0})
+    before = [p.detach().clone() for group in step.groups.values() for p in group]
+    values = step(0, [images()], factor=1.0)
+    assert values[2:].tolist() == [0, 0]
+    assert all(map(torch.equal, (p for group in step.groups.values() for p in group), before))
+
+
+def test_a_parameter_without_a_gradient_is_named_when_its_group_begins_to_learn() -> None:
+    step = make_step(dvae_steps=3, patience=0)
+    unused = torch.nn.Parameter(torch.zeros(3))
+    step.trainable.model.unused = unused
+    step.groups["main"].append(unused)
+    step(0, [images()], factor=1.0)
+    with pytest.raises(
+        ValueError, match=r"every parameter that learns must get .* for unused: use"
+    ):
+        step(step.recipe.steps - 1, [images()], factor=1.0)
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(

@@ -13,6 +13,8 @@ from fastslots.models.recipe import Recipe, half_cosine
 # Of the entropy's steps those before its weight rises: masks that were driven apart before slots stand for
 # anything would stay as they happen to be, and so they would if it came long after.
 ENTROPY_WAITS = 1 / 3
+ENTROPY_MOST = 0.6
+"""Share of all steps after which it has risen."""
 
 # A GPU gets Locatello et al.'s settings, the defaults. These are sized for one CPU core and two minutes.
 CPU_SETTINGS: dict[str, dict[str, Any]] = {
@@ -54,7 +56,8 @@ class SlotAutoencoderRecipe(Recipe):
         half_life: Steps after which the exponential decay has halved the rate.
         entropy: Weight of the masks' entropy, in nats per pixel, in the loss. A little of it (0.05) leaves
             the whole background to one slot. 0: none.
-        entropy_steps: Steps after which this weight has risen in full, from 0 at a third of them.
+        entropy_steps: Steps, at most six tenths of all, after which this weight has risen in full, from 0 at
+            a third of them.
 
     Raises:
         TypeError: If a number has the wrong type.
@@ -95,5 +98,6 @@ class SlotAutoencoderRecipe(Recipe):
 
     def schedule(self, step: int) -> dict[str, float]:
         """The weight of the masks' entropy."""
-        risen = (step / self.entropy_steps - ENTROPY_WAITS) / (1 - ENTROPY_WAITS)
+        full = min(self.entropy_steps, ENTROPY_MOST * self.steps)
+        risen = (step / full - ENTROPY_WAITS) / (1 - ENTROPY_WAITS)
         return {"entropy_weight": self.entropy * min(1.0, max(0.0, risen))}

@@ -63,7 +63,7 @@ def smooth_positions(side: int, width: int) -> Tensor:
     waves = [f(k * math.pi * coordinate) for k in (1, 2) for f in (torch.sin, torch.cos)]
     along = torch.stack([coordinate, *waves], -1)
     along = along - along.mean(0)
-    along = along / along.std(0, correction=0).clamp_min(torch.finfo(along.dtype).tiny)
+    along = along / along.std(0, correction=0).clamp_min(1e-3)  # a wave that is constant stays 0
     rows, columns = along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)
     features = torch.cat((rows, columns), -1).flatten(0, 1)
     weights = torch.randn(features.shape[1], width) / (2 * math.sqrt(features.shape[1]))

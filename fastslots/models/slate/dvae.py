@@ -17,6 +17,8 @@ _WIDTH = 64
 class DVAE(nn.Module):
     """Encodes every patch on its own into token logits, and decodes token weights into an image.
 
+    Of a model that whitens them its images are colours, in both directions: `SLATE.detokenize` gives images.
+
     Args:
         vocab_size: Tokens to choose from, ``V``.
         image_channels: Channels ``C`` of the images.

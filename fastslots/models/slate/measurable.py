@@ -16,10 +16,10 @@ class MeasurableSLATE(Measurable[SLATELook]):
     """Tokens, reconstructions, and the attention of the slots, repeated up to the size of the image.
 
     Per image: the cross-entropy of its greedy tokens given its slots (teacher-forced), the squared errors of
-    the dVAE's reconstruction of these tokens (not clamped, as in training) and of the reconstruction through
-    the slots (generated greedily, clamped to [0, 1]), and the number of slots that win a token. Over all
-    images: the unigram entropy, what a code that knows only how often each token occurs would need for the
-    tokens of an image.
+    the dVAE's reconstruction of these tokens (not clamped, and of images where training's may be of whitened
+    colours) and of the reconstruction through the slots (generated greedily, clamped to [0, 1]), and the
+    number of slots that win a token. Over all images: the unigram entropy, what a code that knows only how
+    often each token occurs would need for the tokens of an image.
 
     Args:
         model: The model.

@@ -75,6 +75,8 @@ def _settle(settings: Mapping[str, Any], sizes: Mapping[str, Any]) -> SLATEConfi
     known = {field.name for field in fields(SLATEConfig)}
     if unknown := settings.keys() - known:
         raise ValueError(f"unknown settings of SLATEConfig: {sorted(unknown)}")
+    if settings.get("whiten"):
+        raise ValueError("whiten must be False: public weights are of images as they are; got True")
     for name, size in sizes.items():
         if settings.get(name, size) != size:
             raise ValueError(

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from fastslots.models.precision import fast_precision
 from fastslots.models.recipe import Recipe, half_cosine
-from fastslots_kernels.checks import check_number
 
 # A GPU gets the paper's settings, the defaults. These are sized for two CPU cores and a few minutes. Objects
 # have to be several tokens large for slots to group them: at 32 pixels they are about one. What else it
@@ -36,11 +35,12 @@ CPU_SETTINGS: dict[str, dict[str, Any]] = {
         "steps": 2_000,
         "batch_size": 16,
         "lr_dvae": 3e-3,
-        "dvae_share": 0.4,
+        "dvae_steps": 800,
         "lr_main": 1e-3,
         "muon": 13.0,
         "warmup_steps": 100,
         "decay": "cosine",
+        "patience": 0,
         "tau_start": 2.0,
         "tau_steps": 560,
         "validate_every": 1_000,
@@ -63,7 +63,7 @@ class SLATERecipe(Recipe):
         tau_start: Temperature of the relaxed tokens at the start.
         tau_final: Temperature at the end, reached on a half cosine.
         tau_steps: Steps from the one to the other.
-        dvae_share: Share of the steps, below 1, in which the dVAE learns alone, its rate falling to 0 on a
+        dvae_steps: Steps, at most half of all, in which the dVAE learns alone, its rate falling to 0 on a
             half cosine; then all else learns, from tokens that mean the same from there on. 0: both at once.
         decay: Of ``lr_main``: ``"none"``, or ``"cosine"``: half a cosine to 0 at the last step.
 
@@ -77,14 +77,14 @@ class SLATERecipe(Recipe):
 
     may_be_zero: ClassVar[tuple[str, ...]] = (
         *Recipe.may_be_zero,
-        *("warmup_steps", "tau_steps", "dvae_share"),
+        *("warmup_steps", "tau_steps", "dvae_steps"),
     )
     choices: ClassVar[Mapping[str, Sequence[str]]] = {
         **Recipe.choices,
         "decay": ("none", "cosine"),
     }
-    no_decay: ClassVar[Mapping[str, Any]] = {"decay": "none", "dvae_share": 0.0, "patience": 0}
-    since: ClassVar[Mapping[str, Any]] = {**Recipe.since, "dvae_share": 0.0, "decay": "none"}
+    no_decay: ClassVar[Mapping[str, Any]] = {"decay": "none", "patience": 0}
+    since: ClassVar[Mapping[str, Any]] = {**Recipe.since, "dvae_steps": 0, "decay": "none"}
 
     lr_dvae: float = 3e-4
     lr_main: float = 1e-4
@@ -92,7 +92,7 @@ class SLATERecipe(Recipe):
     tau_start: float = 1.0
     tau_final: float = 0.1
     tau_steps: int = 30_000
-    dvae_share: float = 0.0
+    dvae_steps: int = 0
     decay: str = "none"
 
     def __post_init__(self) -> None:
@@ -101,11 +101,15 @@ class SLATERecipe(Recipe):
             raise ValueError(
                 f"tau_final must be at most tau_start {self.tau_start}; got {self.tau_final}"
             )
-        check_number("dvae_share", self.dvae_share, least=0, below=1)
+        if self.dvae_steps and self.patience:
+            raise ValueError(
+                "patience must be 0 with dvae_steps, whose losses say nothing of what learns after them; "
+                f"got {self.patience}"
+            )
 
     def rates(self, step: int) -> dict[str, float]:
         """Of the dVAE, and of everything else: linear up to its peak, times the decay."""
-        alone = round(self.dvae_share * self.steps)
+        alone = min(self.dvae_steps, self.steps // 2)
         if step < alone:
             return {"dvae": self.lr_dvae * half_cosine(step, alone), "main": 0.0}
         step -= alone

@@ -38,7 +38,11 @@ class PublicSLATE(nn.Module):
     """The public code's model, but for its eval mode, which draws no Gumbel noise here.
 
     Args:
-        config: The settings. Gradients are unrolled and initial slots Gaussian, whatever it says.
+        config: The settings. Gradients are unrolled, initial slots Gaussian, tokens drawn, and positions
+            begin each on its own, whatever it says.
+
+    Raises:
+        ValueError: If it whitens colours, which are others than the public code's.
 
     Source:
         Singh et al. 2022, "Illiterate DALL-E Learns to Compose" (SLATE), and its public code.
@@ -46,6 +50,8 @@ class PublicSLATE(nn.Module):
 
     def __init__(self, config: SLATEConfig) -> None:
         super().__init__()
+        if config.whiten:
+            raise ValueError("whiten must be False for the public code's form; got True")
         length, d_model = config.num_tokens, config.d_model
         self.vocab_size = config.vocab_size
         self.dvae = PublicDVAE(config)

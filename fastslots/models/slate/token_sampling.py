@@ -54,7 +54,7 @@ def sample_tokens(
     backend: str = "auto",
     draw_ids: bool = True,
 ) -> TokenSample:
-    """Draws relaxed tokens and passes them on, and draws the tokens of the transformer.
+    """Draws relaxed tokens and passes them on, and draws, or finds, the tokens of the transformer.
 
     With logits ``l = features @ to_logits.T + bias`` and independent Gumbel noise g, g': the relaxed
     tokens are ``z = softmax((l + g) / tau)``, and ``ids = argmax(l + g')``. Neither l nor z,

@@ -106,6 +106,8 @@ def test_a_slate_of_earlier_versions_which_wrote_no_kind_is_read(slate_folder: P
         assert isinstance(loaded, SLATE)
         assert torch.equal(loaded.out.weight, slate.small_model().out.weight)
         assert loaded.config == slate.small_config()
+    with pytest.raises(ValueError, match=r"misses whitening\.mean.*, .* saved with whiten=False$"):
+        SLATE.from_pretrained(slate_folder, whiten=True)
     with pytest.raises(
         ValueError, match=r"of kind 'SLATE'; .*: read it with SLATE\.from_pretrained"
     ):

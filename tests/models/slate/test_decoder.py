@@ -85,7 +85,7 @@ def test_smooth_positions_are_the_more_alike_the_nearer_and_the_others_are_not()
     assert all(near > far for near, far in pairwise(along_a_row[:5]))
     assert along_a_row[1] > 0.85
     downwards = torch.cosine_similarity(smooth[1:57], smooth[9:], 1)
-    assert downwards.min() > 0.8
+    assert downwards.min() > 0.7
     assert torch.cosine_similarity(normal[1:64], normal[2:], 1).mean().abs() < 0.1
     assert smooth[1:].mean(0).abs().max() < 1e-6
     assert smooth[1:].std().item() == pytest.approx(0.5, rel=0.2)

@@ -98,6 +98,7 @@ def test_says_nothing_when_all_is_given():
         ({"image_channels": 1}, "image_channels=1 contradicts .* say 3"),
         ({"slot_init": "learned"}, "slot_init='learned' contradicts .* say 'gaussian'"),
         ({"num_blocks": 3}, r"unknown settings of SLATEConfig: \['num_blocks'\]"),
+        ({"whiten": True}, "whiten must be False: public weights are of images as .*; got True"),
         ({"num_decoder_heads": 7}, "d_model must be a multiple of num_decoder_heads 7; got 24"),
     ],
 )

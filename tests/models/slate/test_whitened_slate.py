@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fastslots.models.slate import SLATE, TrainableSLATE
+from fastslots.models.slate.reference import PublicSLATE
 from fastslots.models.whitening import Whitening
 from fastslots.noise import sample_keys
-from tests.models.slate.small_models import images, small_model
+from tests.models.slate.small_models import images, small_config, small_model
 
 KEYS = sample_keys(range(5), 0)
 
@@ -121,3 +122,10 @@ def test_tokens_that_are_not_drawn_are_those_in_use() -> None:
 def test_tokens_that_are_none_are_not_painted(ids: Tensor, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         small_model().detokenize(ids)
+
+
+def test_the_public_form_has_none() -> None:
+    with pytest.raises(
+        ValueError, match="whiten must be False for the public code's form; got True"
+    ):
+        PublicSLATE(small_config(whiten=True))
