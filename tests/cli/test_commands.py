@@ -249,8 +249,8 @@ def test_switches_stand_for_numbers(fastslots: Command, images: Path) -> None:
     recipe = config["recipe"]
     assert (recipe["clip"], recipe["warmup_steps"], recipe["patience"]) == (math.inf, 0, 0)
     assert config["model"]["gradient"] == "unrolled"
-    first = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
-    assert first["lr_main"] == recipe["lr_main"]
+    log = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert log[1]["lr_main"] == recipe["lr_main"]  # after the dVAE's half
     again = fastslots("train", "--resume", "run", "--steps", 4, "--no-decay", "--device", "cpu")
     assert again.code == 0, again.err
 
@@ -392,7 +392,7 @@ def test_every_flag_is_explained_in_the_help(fastslots: Command) -> None:
     assert (
         "slate: Tokens the dVAE chooses from, V. (default: slate 4096, on a CPU 64)" in result.out
     )
-    assert "(default: slate 6; autoencoder 7, on a CPU 5)" in result.out
+    assert "(default: slate 6, on a CPU 5; autoencoder 7, on a CPU 5)" in result.out
     assert "Terms of the Neumann series. (default: 1)" in result.out
     for switch in ("--no-clip", "--no-warmup", "--no-decay", "--no-compile"):
         assert switch in result.out
