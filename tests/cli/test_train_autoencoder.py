@@ -112,8 +112,7 @@ def test_a_run_of_a_kind_that_is_none_is_named(fastslots: Command, run: Path) ->
 
 def test_a_run_without_a_kind_is_of_slate(fastslots: Command) -> None:
     options = [*TINY_FLAGS, "--batch-size", 2, "--validation-images", 2, "--num-scenes", 7]
-    options += ["--no-whiten", "--draw-tokens", "--position-init", "normal"]
-    options += ["--muon", 0, "--dvae-steps", 0, "--decay", "none"]
+    options += ["--no-whiten", "--draw-tokens", "--position-init", "normal", "--muon", 0]
     result = fastslots("train", "--output", "run", "--steps", 1, "--cache", "none", *options)
     assert result.code == 0, result.err
     path = Path("run/config.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from fastslots.training.batches import BatchParts
 from fastslots.training.optimizers import COUNT
 from fastslots.training.processes import make_accelerator
 from fastslots.training.step import TrainingStep
-from tests.training.runs import rows, run
+from tests.training.runs import rows, run, same_weights
 from tests.training.tiny import Images, tiny, tiny_model, tiny_recipe
 
 
@@ -118,6 +119,23 @@ def test_of_a_group_that_rests_no_gradient_is_computed(monkeypatch: pytest.Monke
     monkeypatch.setattr(step.trainable, "forward", watched)
     step(0, [images()], factor=1.0)
     assert asked == [False, True]
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_run_goes_on_to_the_same_bits_before_and_after_the_dvae_rests(
+    tmp_path: Path, at: int
+) -> None:
+    recipe = tiny_recipe(
+        steps=6, dvae_steps=3, patience=0, muon=20.0, decay="cosine", validate_every=2, log_every=1
+    )
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    expected = run(whole, recipe)
+    shutil.copytree(whole, parted)
+    for checkpoint in (parted / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > at:
+            shutil.rmtree(checkpoint)
+    assert same_weights(run(parted, recipe, resume=True), expected)
+    assert rows(parted) == rows(whole)
 
 
 def test_all_groups_may_rest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ TINY = {
 
 TINY_FLAGS = [
     part for name, value in TINY.items() for part in (f"--{name.replace('_', '-')}", str(value))
-] + ["--device", "cpu"]
+] + ["--device", "cpu", "--dvae-steps", "0", "--decay", "none"]
+"""Of `fastslots train`; whose learning rates do not depend on the number of steps."""
 
 
 class Images(TensorDataset):

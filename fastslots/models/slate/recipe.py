@@ -69,7 +69,7 @@ class SLATERecipe(Recipe):
 
     Raises:
         TypeError: If a number has the wrong type.
-        ValueError: If a number breaks its rule.
+        ValueError: If a number breaks its rule, or there is patience beside ``dvae_steps``.
 
     Source:
         Singh et al. 2022 and the public SLATE code's ``train.py``; Chang et al. 2022, section 5.1.
@@ -103,8 +103,8 @@ class SLATERecipe(Recipe):
             )
         if self.dvae_steps and self.patience:
             raise ValueError(
-                "patience must be 0 with dvae_steps, whose losses say nothing of what learns after them; "
-                f"got {self.patience}"
+                "patience must be 0 unless dvae_steps is, whose losses say nothing of what learns later; "
+                f"got {self.patience}: set one of them to 0"
             )
 
     def rates(self, step: int) -> dict[str, float]:
