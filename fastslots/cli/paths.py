@@ -27,8 +27,9 @@ def check_are_files(images: Iterable[Path]) -> None:
     """
     for path in images:
         if not path.is_file():
+            why = "is a folder" if path.is_dir() else "does not exist"
             raise FileNotFoundError(
-                f"IMAGE must be a PNG or JPEG file; got {str(path)!r}, which is none"
+                f"IMAGE must be a PNG or JPEG file; got {str(path)!r}, which {why}"
             )
 
 

@@ -96,4 +96,4 @@ class Optimizers:
 def _zeros(parameter: nn.Parameter, key: str) -> Tensor:
     if key == COUNT:
         return torch.zeros((), dtype=torch.float32, device=parameter.device)
-    return torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return torch.zeros_like(parameter)

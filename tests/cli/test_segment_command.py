@@ -193,8 +193,11 @@ def test_names_of_any_length_and_letters_stand_in_the_overview(
             "output must be a folder without the images, which would be replaced; got "
             "'other/../images', where 00.png lies: name another",
         ),
-        (["missing.png"], "IMAGE must be a PNG or JPEG file; got 'missing.png', which is none"),
-        (["images"], "IMAGE must be a PNG or JPEG file; got 'images', which is none"),
+        (
+            ["missing.png"],
+            "IMAGE must be a PNG or JPEG file; got 'missing.png', which does not exist",
+        ),
+        (["images"], "IMAGE must be a PNG or JPEG file; got 'images', which is a folder"),
         (["images/00.png", "corrupt.png"], "corrupt.png"),
         (
             ["images/00.png", "--model", "nowhere"],
